@@ -59,6 +59,11 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
         1e-4,
     ),
     "activation-checkpointing": ({}, {"model": {"activation_checkpointing": True}, "zero": {"stage": 3}}, 1e-4),
+    "selective-checkpointing": (
+        {},
+        {"model": {"activation_checkpointing": "selective", "offload_activations": True}, "zero": {"stage": 3}},
+        1e-4,
+    ),
     "bf16-stage-0": (
         {"train": {"precision": "bf16"}, "zero": {"stage": 2}},
         {"train": {"precision": "bf16"}, "zero": {"stage": 0}},

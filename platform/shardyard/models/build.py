@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from shardyard.errors import ModelError
+from shardyard.models.checkpointing import checkpoint_activations
 from shardyard.models.outside import (
     ModuleConfig,
     OutsideModel,
@@ -236,7 +237,7 @@ def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_l
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
         head = auto_class(objective, model.family)
         built = head.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
-    _checkpoint_activations(model, built)
+    checkpoint_activations(model, built)
     return built
 
 
@@ -257,7 +258,7 @@ def construct_pretrained(
         loaded = load_weights(head, model.pretrained, stored, seed=seed, attn_implementation=model.attention)
     if rows is not None:
         loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
-    _checkpoint_activations(model, loaded.model)
+    checkpoint_activations(model, loaded.model)
     return loaded
 
 
@@ -306,12 +307,6 @@ def _module_with_weights(model: Model, config: ModuleConfig, seed: int) -> Loade
     built = make_module(model, config)
     new, unused = load_module_weights(built, folder)
     return Loaded(built, tuple(sorted(new)), tuple(sorted(unused)))
-
-
-def _checkpoint_activations(model: Model, built: PreTrainedModel) -> None:
-    if model.activation_checkpointing:
-        # The non-reentrant variant preserves the random state of dropout and works with torch.compile and ZeRO-3.
-        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm") -> Any:

@@ -13,11 +13,11 @@ import torch
 from huggingface_hub import load_torch_model
 from torch import Tensor, distributed, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig
 
 from shardyard import plugins
 from shardyard.errors import ModelError, ShardyardError
+from shardyard.models.checkpointing import checkpoint_function, is_checkpointed
 from shardyard.recipe.schema import Model
 from shardyard.recipe.sections.model import MODULE
 from shardyard.suggest import suggestion
@@ -203,8 +203,8 @@ def make_module(model: Model, config: ModuleConfig) -> OutsideModel:
         )
     config.arguments = {name: value for name, value in arguments.items() if _is_json(value)}
     built = OutsideModel(config, module.float())
-    if model.activation_checkpointing:
-        _checkpoint_blocks(built, reference)
+    if model.checkpointing != "none":
+        _checkpoint_blocks(built, reference, model)
     return built
 
 
@@ -397,18 +397,20 @@ class _CheckpointedBlock(nn.Module):
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return super().__call__(*inputs, **named)
-        # The non-reentrant variant preserves the random state of dropout and works with torch.compile and ZeRO-3.
-        return checkpoint(super().__call__, *inputs, use_reentrant=False, **named)
+        function: Any = self.checkpoint_function
+        return function(super().__call__, *inputs, **named)
 
 
-def _checkpoint_blocks(model: OutsideModel, reference: str) -> None:
-    blocks = list(blocks_of(model.module))
+def _checkpoint_blocks(built: OutsideModel, reference: str, model: Model) -> None:
+    blocks = list(blocks_of(built.module))
     if not blocks:
         raise ModelError(
             f"model.activation_checkpointing: {reference} has no nn.ModuleList, whose entries are what is computed "
-            "anew; keep its blocks in one, or set this to false."
+            "anew; keep its blocks in one, or set this to none."
         )
-    for block in blocks:
+    function = checkpoint_function(model)
+    for index, block in enumerate(blocks):
         kind = type(block)
-        if not issubclass(kind, _CheckpointedBlock):
+        if is_checkpointed(model, index) and not issubclass(kind, _CheckpointedBlock):
+            block.checkpoint_function = function  # type: ignore[assignment]
             block.__class__ = type(kind.__name__, (_CheckpointedBlock, kind), {})

@@ -111,6 +111,17 @@ def unseen_masks(known: Masks) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+# Activation checkpointing.
+
+
+def set_checkpoint_function(model: nn.Module, function: Callable[..., Any]) -> None:
+    """Set the function with which the layers of a transformers model store and recompute activations, once that is
+    enabled. The public method takes arguments of torch's function, and no other function."""
+    for module in model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            module._gradient_checkpointing_func = function  # type: ignore[assignment]
+
+
 # Initialisation.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shardyard.planning.activations import Kept
 from shardyard.planning.findings import Findings
 
 
@@ -30,21 +31,6 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Bytes that a decoder keeps for the backward pass, counted on forward passes.
-
-    blocks, largest, inputs: of each token in all blocks, in the largest of them, and as the inputs of blocks.
-    rest: of each token outside of blocks, without logits. pairs: of each pair of tokens, where attention is not fused.
-    """
-
-    blocks: float
-    largest: float
-    inputs: float
-    rest: float
-    pairs: float
-
-
-@dataclass(frozen=True)
 class Architecture:
     """Sizes of one model. `d` below is `hidden_size`, `V` the vocabulary.
 
@@ -62,9 +48,9 @@ class Architecture:
         `parameters`. quantized_parameters: weights stored in 4 bits.
     pretrained_vocabulary: rows of the pretrained embeddings, if they are resized to `vocabulary`.
     adapted, left_out: the weights with and without an adapter, by kind; "" without adapters, or if none is left out.
-    flops_per_row, activation_bytes_per_row, logits_per_row: counted on a forward pass of one row (fp32), if the
-        formulas for decoders do not apply; for checkpointed blocks, only the inputs and one block.
-    kept_16, kept_32: what decoders keep for the backward pass in 16 bits and in fp32; None if it cannot be counted.
+    flops_per_row, logits_per_row: counted on a forward pass of one row, if the formulas for decoders do not apply.
+    kept_16, kept_32: what is kept for the backward pass in 16 bits and in fp32; None if it was not counted. Of models
+        other than decoders only in fp32.
     findings: of the probes of the model.
     layer: of decoders; None if its parts were not recognised.
     """
@@ -82,7 +68,6 @@ class Architecture:
     expert_parameters: int = 0
     tokens_per_row: int | None = None
     flops_per_row: float | None = None
-    activation_bytes_per_row: int | None = None
     logits_per_row: int = 0
     attention_width: int | None = None
     trainable_parameters: int | None = None

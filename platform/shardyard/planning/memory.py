@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from shardyard.objectives.registry import objective_spec
-from shardyard.planning.architecture import Architecture, Kept
+from shardyard.planning.activations import Kept, checkpointed_share
+from shardyard.planning.architecture import Architecture
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
@@ -81,15 +82,16 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
         parameters if recipe.zero.offload_parameters else 0
     )
+    activations, inputs = _activations(recipe, architecture, mesh, micro_batch)
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
-        activations_bytes=_activations(recipe, architecture, mesh, micro_batch),
+        activations_bytes=activations,
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
         logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
         buffers_bytes=bucket_bytes(recipe, count, shards) + _second_gradients(recipe, gradients, mesh, micro_batch),
-        offloaded_bytes=offloaded,
+        offloaded_bytes=offloaded + inputs,
     )
 
 
@@ -144,40 +146,60 @@ def _states_per_parameter(optimizer: Optimizer) -> int:
     return 1
 
 
-def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> int:
-    """Bytes of activations, as counted on forward passes of the model, or by the formula of `_by_formula`.
-
-    With activation checkpointing, only the input of each block is stored, plus one block that is being recomputed.
-    """
-    if architecture.activation_bytes_per_row is not None:
-        rows = micro_batch * _block_share(mesh) / mesh.sequence
-        return round(rows * architecture.activation_bytes_per_row * _parameter_bytes(recipe) / 4)
-    length = recipe.data.sequence_length or 0
-    tokens = micro_batch * objective_spec(recipe.objective).sequences * length
+def kept_of(recipe: Recipe, architecture: Architecture) -> Kept:
+    """What the model keeps of a token in the recipe's precision: counted, or else by the formula for decoders."""
     width = _parameter_bytes(recipe)
+    if architecture.flops_per_row is not None and architecture.kept_32 is not None:
+        one = architecture.kept_32
+        return one if width == 4 else one.halved()
     kept = architecture.kept_16 if width == 2 else architecture.kept_32
     if kept is None or recipe.model.compile:  # compiled, element-wise operations keep what the formula counts
         kept = _by_formula(architecture, width)
-    scores = kept.pairs * length
     if recipe.model.attention == "eager" and not kept.pairs:
-        scores = 2.5 * width * architecture.heads * architecture.layers * length
-    mask = width * tokens * length if recipe.data.isolation == "mask" else 0  # one for all layers
+        kept = replace(kept, pairs=2.5 * width * architecture.heads * architecture.layers)
+    return kept
+
+
+def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> tuple[int, int]:
+    """Bytes of activations on the device, and of those that are offloaded to the host.
+
+    With activation checkpointing, the inputs of blocks are stored, and what else the mode keeps, plus one block that is
+    being recomputed.
+    """
+    length = recipe.data.sequence_length or 0
+    tokens = micro_batch * objective_spec(recipe.objective).sequences * length
+    if architecture.flops_per_row is not None:
+        tokens = micro_batch * (architecture.tokens_per_row or length)
+    kept, model = kept_of(recipe, architecture), recipe.model
+    scores = kept.pairs * length
+    mask = _parameter_bytes(recipe) * tokens * length if recipe.data.isolation == "mask" else 0  # one for all layers
+    mode, count = model.checkpointing, kept.count or architecture.layers
+    recomputed = checkpointed_share(mode, model.activation_checkpointing_interval, count)
     share = _block_share(mesh)
-    block = share * (kept.largest + scores / max(1, architecture.layers))
-    if recipe.model.activation_checkpointing:
-        # The logits and their gradients are gone before the first block is recomputed.
-        logits, _ = _logits(recipe, architecture, micro_batch)
-        working = max(0.0, (1 + BACKWARD) * block * tokens - logits)
-        return round((tokens * (kept.inputs + kept.rest) + working + mask) / mesh.sequence)
-    blocks = share * (kept.blocks + scores) + BACKWARD * block
-    return round((tokens * (kept.rest + blocks) + mask) / mesh.sequence)
+    # Counted rows of other models hold attention matrices, which fused kernels do not store: room for gradients.
+    backward = BACKWARD if architecture.flops_per_row is None else 0.0
+    block = share * (kept.largest + scores / max(1, count))
+    blocks = share * (kept.blocks + scores)
+    if mode == "none":
+        return round((tokens * (kept.rest + blocks + backward * block) + mask) / mesh.sequence), 0
+    # The logits and their gradients are gone before the first block is recomputed.
+    logits, _ = _logits(recipe, architecture, micro_batch)
+    there = kept.selected / max(1, count) if mode == "selective" else 0.0
+    working = max(0.0, ((1 + backward) * block - share * there) * tokens - logits)
+    stored = kept.rest + recomputed * kept.again(mode) + (1 - recomputed) * blocks
+    # Of the offloaded inputs, that of a block in use and one on its way are on the device.
+    away = max(0.0, recomputed - 2 / max(1, count)) * kept.inputs if model.offload_activations else 0.0
+    device = tokens * (stored - away) + working + mask
+    return round(device / mesh.sequence), round(tokens * away / mesh.sequence)
 
 
 def _by_formula(architecture: Architecture, width: int) -> Kept:
     """Korthikanti et al. 2022, section 4: 34·d bytes a token and block in 16 bits, without attention matrices."""
     block = 17.0 * width * architecture.hidden_size
     inputs = float(width * architecture.hidden_size * architecture.layers)
-    return Kept(blocks=block * architecture.layers, largest=block, inputs=inputs, rest=0.0, pairs=0.0)
+    # Of these 34: queries, keys and values 6, attention and its projection 4, the wide layer 8, the narrow one 2.
+    selected = 10.0 * inputs
+    return Kept(block * architecture.layers, block, inputs, 0.0, 0.0, selected, count=architecture.layers)
 
 
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tuple[int, int]:
@@ -187,7 +209,7 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tup
     width = _parameter_bytes(recipe)
     length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
-    if architecture.activation_bytes_per_row is not None:
+    if architecture.flops_per_row is not None:
         logits = architecture.logits_per_row
     logits *= micro_batch
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary

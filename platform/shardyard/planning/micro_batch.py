@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from shardyard.errors import Problem, RecipeError
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.memory import estimate_memory
+from shardyard.planning.recomputation import Recomputed, cheapest_first, recomputation, with_recomputed
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes
@@ -20,16 +21,19 @@ LOGITS_CHUNK, LARGE_LOGITS_BYTES = 1024, 2 * 1024**3
 
 @dataclass(frozen=True)
 class FittingBatch:
-    """A micro-batch that fits, if any does. logits_chunk: see `model.logits_chunk`."""
+    """A micro-batch that fits, if any does. logits_chunk: see `model.logits_chunk`. recomputed: see
+    `model.activation_checkpointing`."""
 
     micro_batch: int
     logits_chunk: int
     fits: bool
     reasons: dict[str, str]
+    recomputed: Recomputed = field(default_factory=Recomputed)
 
 
 def fitting_batch(recipe: Recipe, architecture: Architecture, mesh: MeshShape, device: int | None) -> FittingBatch:
-    """The micro-batch of a recipe, or the largest that fits.
+    """The micro-batch of a recipe, or the largest that fits; with the cheapest activation checkpointing that makes one
+    fit, if the recipe does not choose it.
 
     Args:
         device: bytes of the device, if known.
@@ -37,6 +41,25 @@ def fitting_batch(recipe: Recipe, architecture: Architecture, mesh: MeshShape, d
     Raises:
         RecipeError: the rows of a rank cannot be divided as the recipe wants.
     """
+    model = recipe.model
+    interval = model.activation_checkpointing_interval if model.checkpointing != "none" else 1
+    first = replace(
+        _with_micro_batch(recipe, architecture, mesh, device), recomputed=Recomputed(model.checkpointing, interval)
+    )
+    if model.activation_checkpointing is not None or first.fits or device is None:
+        return first
+    for tried in cheapest_first(recipe):
+        found = _with_micro_batch(with_recomputed(recipe, tried), architecture, mesh, device)
+        if found.fits:
+            found.reasons["recomputed"] = (
+                f"without it not even a micro-batch of {first.micro_batch} fits {format_bytes(device)}; "
+                f"{recomputation(with_recomputed(recipe, tried), architecture)}"
+            )
+            return replace(found, recomputed=tried)
+    return first
+
+
+def _with_micro_batch(recipe: Recipe, architecture: Architecture, mesh: MeshShape, device: int | None) -> FittingBatch:
     pinned, rows = recipe.train.micro_batch, rows_per_rank(recipe, mesh)
 
     def tried(micro_batch: int) -> FittingBatch:

@@ -17,6 +17,7 @@ from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.planning.readers import cpus_of, readers_of
+from shardyard.planning.recomputation import Recomputed, recomputation, with_recomputed
 from shardyard.planning.sources import SourcePlan, source_plans
 from shardyard.planning.stages import StagePlan, placed
 from shardyard.recipe.batching import default_streams, streams_of
@@ -62,6 +63,7 @@ class RunPlan:
     stages: of a recipe that has some, the first one too; other fields of a step are then those of the first stage.
     sizes: of the sources, for data.temperature; none without it. sources: of a mixture.
     logits_chunk: `model.logits_chunk`; None in plans from before it existed.
+    recomputed: the activation checkpointing; None in plans from before a plan chose it.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
     readers: those of each rank that make its rows, where a host has the cores.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
@@ -92,6 +94,7 @@ class RunPlan:
     reasons: dict[str, str]
     isolation: Isolation | None = None
     logits_chunk: int | None = None
+    recomputed: Recomputed | None = None
     stages: tuple[StagePlan, ...] = ()
     sizes: tuple[float | None, ...] = ()
     readers: int = 0
@@ -168,8 +171,11 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     micro_batch = fitting.micro_batch
     # Where the rows of a stage need it, all stages have it.
     chunked = max([fitting, *later], key=lambda one: one.logits_chunk)
+    again = max([fitting, *later], key=lambda one: one.recomputed.share)
     reasons |= {**fitting.reasons, "logits_chunk": chunked.reasons["logits_chunk"]}
-    recipe = with_logits_chunk(recipe, chunked.logits_chunk)
+    recipe = with_recomputed(with_logits_chunk(recipe, chunked.logits_chunk), again.recomputed)
+    reasons["recomputed"] = again.reasons.get("recomputed") or recomputation(recipe, architecture)
+    parts = stage_recipes(recipe)
     accumulation = rank_rows // micro_batch
     reasons["accumulation"] = f"{rank_rows} rows a rank / micro-batch of {micro_batch}"
     tokens_per_row = row_tokens(recipe, architecture)
@@ -212,6 +218,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         reasons=reasons,
         isolation=isolation,
         logits_chunk=chunked.logits_chunk,
+        recomputed=again.recomputed,
         stages=(),
         sources=(),
         sizes=() if recipe.data.temperature is None else tuple(source.size for source in recipe.data.train),
@@ -234,6 +241,8 @@ def fixed(recipe: Recipe, plan: RunPlan) -> Recipe:
     recipe = with_findings(recipe, plan.architecture.findings)
     if plan.logits_chunk is not None:
         recipe = with_logits_chunk(recipe, plan.logits_chunk)
+    if plan.recomputed is not None and recipe.model.activation_checkpointing is None:
+        recipe = with_recomputed(recipe, plan.recomputed)
     return with_precision(recipe, plan.precision) if plan.precision_known else recipe
 
 

@@ -88,6 +88,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     if plan.logits_chunk:
         yield "logits", f"of {plan.logits_chunk} tokens at a time", why["logits_chunk"]
+    if plan.recomputed is not None and plan.recomputed.mode != "none":
+        yield "recomputed", str(plan.recomputed), why["recomputed"]
     yield "accumulation", str(plan.accumulation), why["accumulation"]
     yield "tokens a step", format_count(plan.tokens_per_step), why["tokens_per_step"]
     yield "steps", str(plan.steps), why["steps"]

@@ -94,6 +94,16 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         "gradient_checkpointing grad_checkpointing activation_checkpoint recompute checkpoint_activations",
         "",
     ),
+    (
+        "model.activation_checkpointing_interval",
+        "every_n_layers checkpoint_every_n_layers activation_checkpoint_interval",
+        "",
+    ),
+    (
+        "model.offload_activations",
+        "activation_offloading enable_activation_offloading cpu_checkpointing offload_checkpoints",
+        "",
+    ),
     ("model.compile", "torch_compile use_compile compile_model", ""),
     ("model.freeze", "frozen freeze_layers unfrozen_parameters", ""),
     ("model.adapter", "lora peft qlora adapters peft_config lora_config", ""),

@@ -242,9 +242,10 @@ def _recipe(
     dropout: float = 0.0,
     flash: bool = False,
 ) -> Recipe:
+    away = {"activation_checkpointing": "full", "offload_activations": True} if zero.get("offload_parameters") else {}
     return tiny_recipe(
         corpus,
-        model={"dropout": dropout, "attention": "flash_attention_2" if flash else "sdpa"},
+        model={"dropout": dropout, "attention": "flash_attention_2" if flash else "sdpa", **away},
         train={"steps": STEPS, "precision": precision, "seed": 7},
         schedule={"name": "cosine", "warmup": 1},
         zero={"stage": stage, **zero},

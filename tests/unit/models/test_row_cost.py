@@ -124,10 +124,14 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block() -> None:
     kept = planned("bert/base").plan
     dropped = _with("bert/base", activation_checkpointing=True)
     inputs = 12 * 512 * 768 * 4
-    assert kept.architecture.activation_bytes_per_row is not None
-    assert dropped.architecture.activation_bytes_per_row is not None
-    rest = dropped.architecture.activation_bytes_per_row - inputs
-    assert 0 < rest < kept.architecture.activation_bytes_per_row / 5
+    assert kept.architecture.kept_32 is not None
+    assert dropped.architecture.kept_32 is not None
+    assert dropped.architecture.kept_32 == kept.architecture.kept_32, "every mode follows from one count"
+    found = dropped.architecture.kept_32
+    assert found.inputs * 512 == inputs
+    assert found.inputs < found.between("full") < found.between("selective") < found.between("none")
+    assert found.between("full", 2) == pytest.approx((found.between("full") + found.between("none")) / 2)
+    assert found.between("full") < found.between("none") / 5
     assert dropped.memory.activations_bytes < kept.memory.activations_bytes / 4
     assert dropped.flops_per_token == kept.flops_per_token
 

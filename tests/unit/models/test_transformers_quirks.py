@@ -138,3 +138,10 @@ def test_rows_on_the_host_say_which_masks_they_need() -> None:
     assert quirks.masks_of({"attention_mask": ones, "position_ids": whole}) == quirks.Masks(False, False)
     assert quirks.masks_of({"query_attention_mask": part}) == quirks.Masks(True, None)
     assert quirks.masks_of({"position_ids": two}) == quirks.Masks(False, True)
+
+
+def test_layers_still_have_their_checkpoint_function_under_a_private_name() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=8))
+    model.gradient_checkpointing_enable()
+    quirks.set_checkpoint_function(model, print)
+    assert [layer._gradient_checkpointing_func for layer in model.transformer.h] == [print, print]

@@ -231,7 +231,7 @@ def test_any_number_of_ranks_that_divides_the_global_batch_has_streams(size: int
 
 def test_the_micro_batch_shrinks_until_the_estimate_fits() -> None:
     """What a micro-batch needs, as the plan itself estimates it, and one byte less."""
-    all_logits = {"logits_chunk": 0}
+    all_logits = {"logits_chunk": 0, "activation_checkpointing": False}
     recipe = recipe_of(model=all_logits)
     needs = {m: estimate_memory(recipe, GPT2, data_mesh(1), micro_batch=m).device_bytes for m in (1, 2, 4, 8)}
     assert sorted(needs.values()) == list(needs.values())
@@ -263,7 +263,8 @@ def test_logits_are_computed_by_chunks_where_all_of_them_do_not_fit() -> None:
         plan = plan_of(device_bytes=have, train={"micro_batch": 8}, model={"logits_chunk": chosen})
         assert plan.logits_chunk == fixed(recipe, plan).model.logits_chunk == expected
         assert why in plan.reasons["logits_chunk"]
-    compiled = plan_of(device_bytes=whole.device_bytes - 1, train={"micro_batch": 8}, model={"compile": True})
+    settings = {"compile": True, "activation_checkpointing": False}
+    compiled = plan_of(device_bytes=whole.device_bytes - 1, train={"micro_batch": 8}, model=settings)
     assert (compiled.logits_chunk, compiled.fits) == (0, False)
 
 

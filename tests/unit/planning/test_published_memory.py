@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shardyard.planning.architecture import Architecture, Kept
+from shardyard.planning.activations import Kept
+from shardyard.planning.architecture import Architecture
 from shardyard.planning.memory import BACKWARD, estimate_memory
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import MeshShape, data_mesh

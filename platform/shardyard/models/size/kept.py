@@ -9,7 +9,7 @@ from torch import nn
 
 from shardyard.errors import ModelError
 from shardyard.models.size.row_cost import Passed, forward
-from shardyard.planning.architecture import Kept
+from shardyard.planning.activations import Kept
 
 # Two lengths tell what grows with the tokens from what grows with their pairs (a matrix of scores).
 LENGTHS = (64, 128)
@@ -36,7 +36,7 @@ def kept_of(module: nn.Module) -> tuple[Kept, Kept] | None:
 def _passed(module: nn.Module, length: int) -> Passed:
     with torch.device("meta"):
         ids = torch.zeros(1, length, dtype=torch.long)
-    return forward(module, {"input_ids": ids, "use_cache": False}, "a decoder")
+    return forward(module, {"input_ids": ids, "use_cache": False}, "a decoder", unmasked=True)
 
 
 def _kept(short: Passed, long: Passed) -> Kept:
@@ -45,7 +45,9 @@ def _kept(short: Passed, long: Passed) -> Kept:
     rest, _ = _fitted(short.total - sum(short.blocks), long.total - sum(long.blocks))
     largest, _ = _fitted(max(short.blocks, default=0), max(long.blocks, default=0))
     inputs, _ = _fitted(sum(short.inputs), sum(long.inputs))
-    return Kept(blocks=blocks, largest=largest, inputs=inputs, rest=rest, pairs=pairs)
+    selected, _ = _fitted(short.selected, long.selected)
+    shared, _ = _fitted(short.shared, long.shared)
+    return Kept(blocks, largest, inputs, rest, pairs, selected, shared, count=len(long.blocks))
 
 
 def _fitted(short: int, long: int) -> tuple[float, float]:

@@ -76,12 +76,11 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
             raise
         check_narrow(config, recipe, error)
         return replace(found, tokens_per_row=row_shape(recipe.objective)(config, recipe.data, recipe.image)[1])
-    kept = cost.checkpointed_bytes if recipe.model.activation_checkpointing else cost.activation_bytes
     return replace(
         found,
         tokens_per_row=cost.tokens * spec.sequences,
         flops_per_row=cost.flops * spec.sequences,
-        activation_bytes_per_row=kept * spec.sequences,
+        kept_32=cost.kept,
         logits_per_row=cost.logits * spec.sequences,
     )
 

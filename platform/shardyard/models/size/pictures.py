@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from shardyard.models.size.row_cost import PASSES, RowCost
+from shardyard.planning.activations import Kept
 from shardyard.planning.architecture import Architecture
 from shardyard.recipe.schema import Image, Recipe
 
@@ -54,9 +55,18 @@ def picture_row_cost(module: nn.Module, config: PreTrainedConfig, recipe: Recipe
         for at, wide, layers, heads in parts
     ]
     kept = sum(block * layers for block, _, layers in blocks)
-    checkpointed = sum(4 * entry * layers + block for block, entry, layers in blocks)
+    inputs = sum(4 * entry * layers for _, entry, layers in blocks)
     assert PASSES == 3, "6 = 2 × passes"
-    return RowCost(length, float(flops), kept, checkpointed, length * text.vocabulary)
+    found = Kept(
+        blocks=kept / length,
+        largest=sum(block for block, _, _ in blocks) / length,
+        inputs=inputs / length,
+        rest=0.0,
+        pairs=0.0,
+        selected=10 * inputs / length,
+        count=sum(layers for _, _, layers in blocks),
+    )
+    return RowCost(length, float(flops), kept, found, length * text.vocabulary)
 
 
 def num_patches(vision: Any, image: Image) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shardyard.errors import ModelError
+from shardyard.models.checkpointing import kept_operations
 from shardyard.models.outside import OutsideModel, blocks_of
 from shardyard.models.size.fused import FusedAttention
 from shardyard.models.size.row_shapes import row_shape
+from shardyard.planning.activations import Kept
 from shardyard.recipe.schema import Data, Image
 
 # Forward and backward pass: the backward pass computes two products for each one in the forward pass.
@@ -30,14 +33,14 @@ PASSES = 3
 class RowCost:
     """The cost of one row: its positions, FLOPs of forward and backward pass, fp32 bytes of stored activations.
 
-    checkpointed_bytes: the same with activation checkpointing: the input of each block, and one recomputed block.
+    kept: the same for each token.
     logits: numbers that the model predicts.
     """
 
     tokens: int
     flops: float
     activation_bytes: int
-    checkpointed_bytes: int
+    kept: Kept
     logits: int
 
 
@@ -54,7 +57,7 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
         tokens=tokens,
         flops=float(PASSES * found.flops / rows),
         activation_bytes=found.total // rows,
-        checkpointed_bytes=found.checkpointed // rows,
+        kept=found.kept(rows * tokens),
         logits=found.logits // rows,
     )
 
@@ -63,28 +66,43 @@ def row_cost(module: nn.Module, config: PreTrainedConfig, objective: str, data: 
 class Passed:
     """What a forward pass stored for the backward pass, in bytes: in total, in each block, and as the input of each.
 
+    selected: outputs of products and attention in blocks. shared: what all blocks get besides their input.
     flops: of matrix products and convolutions. logits: numbers that the model predicts.
     """
 
     total: int
     blocks: tuple[int, ...]
     inputs: tuple[int, ...]
+    selected: int
+    shared: int
     flops: int
     logits: int
 
-    @property
-    def checkpointed(self) -> int:
-        """Bytes if blocks store only their inputs, plus the largest block, which is recomputed."""
-        return self.total - sum(self.blocks) + sum(self.inputs) + max(self.blocks, default=0)
+    def kept(self, tokens: int) -> Kept:
+        """The bytes of each of `tokens` tokens, attention matrices included."""
+        return Kept(
+            blocks=sum(self.blocks) / tokens,
+            largest=max(self.blocks, default=0) / tokens,
+            inputs=sum(self.inputs) / tokens,
+            rest=(self.total - sum(self.blocks)) / tokens,
+            pairs=0.0,
+            selected=self.selected / tokens,
+            shared=self.shared / tokens,
+            count=len(self.blocks),
+        )
 
 
-def forward(module: nn.Module, inputs: Mapping[str, Any], family: str) -> Passed:
+def forward(module: nn.Module, inputs: Mapping[str, Any], family: str, *, unmasked: bool = False) -> Passed:
     """One forward pass of a module on the meta device. Attention counts as fused where it is torch's own.
+
+    Args:
+        unmasked: whether the model may find that no position is padding and each row is one document.
 
     Raises:
         ModelError: the model does not accept the inputs.
     """
-    kept, products, fused = _Kept(module), _Products(), FusedAttention()
+    kept = _Kept(module)
+    products, fused = _Products(kept.select, unmasked=unmasked), FusedAttention(kept.select)
     module.train()
     try:
         with torch.device("meta"), kept.hooks(), products, fused, _unchecked():
@@ -98,6 +116,8 @@ def forward(module: nn.Module, inputs: Mapping[str, Any], family: str) -> Passed
         total=kept.total(),
         blocks=tuple(kept.blocks),
         inputs=tuple(kept.inputs),
+        selected=kept.selected,
+        shared=sum(kept.shared.values()),
         flops=products.flops + fused.flops,
         logits=logits.numel() if isinstance(logits, Tensor) else 0,
     )
@@ -113,6 +133,9 @@ class _Kept:
         self._alive: list[torch.UntypedStorage] = []
         self.inputs: list[int] = []
         self.blocks: list[int] = []
+        self.selected = 0
+        self.shared: dict[int, int] = {}
+        self._inside = False
         self._handles: list[RemovableHandle] = []
         for block in _checkpointable(module):
             self._handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -132,6 +155,11 @@ class _Kept:
         """Bytes of all stored tensors."""
         return sum(self._bytes.values())
 
+    def select(self, output: Tensor) -> None:
+        """Count the output of a product or of attention, if it is one of a block."""
+        if self._inside:
+            self.selected += output.numel() * output.element_size()
+
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._weights:
@@ -140,12 +168,16 @@ class _Kept:
         return tensor
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self.inputs.append(given.numel() * given.element_size() if given is not None else 0)
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        self.inputs.append(given[0].numel() * given[0].element_size() if given else 0)
+        self._alive += [one.untyped_storage() for one in given]
+        self.shared |= {one.untyped_storage()._cdata: one.numel() * one.element_size() for one in given[1:]}
         self.blocks.append(-self.total())
+        self._inside = True
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
         self.blocks[-1] += self.total()
+        self._inside = False
 
 
 def _checkpointable(module: nn.Module) -> Iterator[nn.Module]:
@@ -160,18 +192,21 @@ class _Products(TorchDispatchMode):
     """Counts the FLOPs of matrix products and convolutions.
 
     Reading a scalar value returns 0: models read values to decide whether to skip a layer or a mask, and 0 keeps both.
+    With `unmasked` what is asked holds, so that masks are skipped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, select: Callable[[Tensor], None], *, unmasked: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
+        self.flops, self._select, self._unmasked = 0, select, unmasked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0
+            return int(self._unmasked and args[0].dtype is torch.bool)
         if func is torch.ops.aten._grouped_mm.default:
             return self._grouped(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
+        if func in kept_operations():
+            self._select(out)
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
@@ -182,6 +217,7 @@ class _Products(TorchDispatchMode):
         self.flops += 2 * rows.numel() * weights.size(-1)
         grouped = torch.ops.aten._grouped_mm.default
         out: Tensor = grouped(rows.bfloat16(), weights.bfloat16(), *others, **options).to(rows.dtype)
+        self._select(out)
         return out
 
 

@@ -229,9 +229,9 @@ def _eager_attention(work: Work, device: Accelerator, flops: float) -> tuple[flo
 def _elementwise(work: Work, device: Accelerator) -> tuple[float, float]:
     """Forward and backward seconds of what is bound by memory: norms, residuals, activations, rotations, copies."""
     architecture = work.architecture
-    if architecture.flops_per_row is not None and architecture.activation_bytes_per_row is not None:
+    if architecture.flops_per_row is not None and architecture.kept_32 is not None:
         # Each stored value is written once and read about three times; counted in fp32.
-        moved = work.rows * architecture.activation_bytes_per_row * work.width_bytes / 4 / work.tensor
+        moved = work.tokens * architecture.kept_32.between("none") * work.width_bytes / 4 / work.tensor
         seconds = moved / (MEMORY_SHARE * device.bandwidth)
         return 2 * seconds, 3 * seconds
     forward, backward = _passes(work)

@@ -5,6 +5,7 @@ docs/large/forecast.md explains the model and compares it with published figures
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from shardyard.objectives.registry import objective_spec
@@ -155,7 +156,7 @@ def work_of(recipe: Recipe, plan: RunPlan, rows: int, length: int, kernels: Kern
         expert=plan.mesh.expert,
         trained=1.0 if trained is None else min(1.0, trained / max(1, architecture.parameters)),
         causal=plan.isolation != "mask",
-        recomputed=_recomputed(recipe),
+        recomputed=_recomputed(plan),
         chunked_logits=bool(plan.logits_chunk),
         stage_3=recipe.zero.stage == 3,
         kernels=kernels
@@ -251,13 +252,13 @@ def _step(
     return step_time(computed, transfers, accumulation, update)
 
 
-def _recomputed(recipe: Recipe) -> tuple[float, float, float]:
-    """Shares of the layers' forward pass that activation checkpointing computes again: products, attention, others."""
-    chosen: object = recipe.model.activation_checkpointing
-    if chosen in (None, False, "none"):
-        return 0.0, 0.0, 0.0
-    share = 1 / int(getattr(recipe.model, "activation_checkpointing_interval", 1))
-    return (0.0, 0.0, share) if chosen == "selective" else (share, share, share)
+def _recomputed(plan: RunPlan) -> tuple[float, float, float]:
+    """Shares of the layers' forward pass that activation checkpointing computes again."""
+    chosen, layers = plan.recomputed, max(1, plan.architecture.layers)
+    if chosen is None or chosen.mode == "none":
+        return (0.0, 0.0, 0.0)
+    share = math.ceil(layers / chosen.interval) / layers
+    return (share, share, share) if chosen.mode == "full" else (0.0, 0.0, share)
 
 
 def _width(plan: RunPlan) -> int:

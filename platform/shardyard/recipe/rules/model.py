@@ -241,11 +241,15 @@ def _logits_chunk(recipe: Recipe) -> Iterator[Finding]:
 def _settings(recipe: Recipe) -> Iterator[Finding]:
     """Check switches of the platform against the same switches in the configuration."""
     model = recipe.model
-    if model.activation_checkpointing and model.config.get("use_cache") is True:
+    if model.checkpointing != "none" and model.config.get("use_cache") is True:
         yield (
             ("model", "config", "use_cache"),
             ("keeps what activation_checkpointing drops; remove it, or turn model.activation_checkpointing off"),
         )
+    if model.checkpointing == "none" and model.activation_checkpointing is not None:
+        for name, usual in (("offload_activations", False), ("activation_checkpointing_interval", 1)):
+            if getattr(model, name) != usual:
+                yield ("model", name), "needs model.activation_checkpointing selective or full; set it, or remove this"
     if model.logits_chunk:
         yield from _logits_chunk(recipe)
     if model.dropout is not None:

@@ -10,6 +10,8 @@ from pydantic import model_validator
 from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import REQUIRED, Section, described
 
+Checkpointing = Literal["none", "selective", "full"]
+
 # The family of a custom module; also the `model_type` of its configuration.
 MODULE = "module"
 
@@ -82,8 +84,17 @@ class Model(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = described(
         None, "Attention implementation of transformers. Default: sdpa where the family has it, else eager."
     )
-    activation_checkpointing: bool = described(
-        False, "Recompute activations in the backward pass: less memory, about a third more compute."
+    activation_checkpointing: bool | Checkpointing | None = described(
+        None,
+        "What the backward pass computes again instead of keeping it: none; selective, all of a layer but matrix "
+        "products and attention, nearly free; full, the whole layer, about a third more compute. true is full, false "
+        "is none. Default: none where that fits the memory, else the cheapest that does; fixed when a run is planned.",
+    )
+    activation_checkpointing_interval: int = described(
+        1, "Only each so manieth layer is checkpointed, the first one included; others keep their activations.", ge=1
+    )
+    offload_activations: bool = described(
+        False, "Keep the inputs of checkpointed layers in host memory; for GPUs, others compute there anyway."
     )
     logits_chunk: int | None = described(
         None,
@@ -117,6 +128,12 @@ class Model(Section):
         if isinstance(data, dict) and data.get("module") is not None and "family" not in data:
             return {**data, "family": MODULE}
         return data
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """`activation_checkpointing` by name; none if nothing chose it."""
+        chosen = self.activation_checkpointing
+        return chosen if isinstance(chosen, str) else "full" if chosen else "none"
 
     @property
     def label(self) -> str:

@@ -126,7 +126,7 @@ def test_every_family_is_planned(name: str, tmp_path: Path) -> None:
     found = prepare(recipe, World(size=1, gpu=False)).architecture
     assert found.flops_per_row is not None
     assert found.flops_per_row > 6 * 256 * found.vocabulary * found.hidden_size
-    assert found.activation_bytes_per_row is not None
+    assert found.kept_32 is not None
 
 
 def spans(processor: Any, messages: list[dict[str, Any]], pictures: list[Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shardyard.planning.activations import Kept
 from shardyard.planning.architecture import Architecture, LayerShape
 from shardyard.planning.forecast.compute import compute
 from shardyard.planning.forecast.forecast import Assumptions, Forecast, forecast, work_of, world_on
@@ -118,7 +119,7 @@ def test_models_that_are_no_decoders_are_forecast_by_their_counted_cost() -> Non
     image = Architecture(
         family="vit", parameters=86_567_656, matmul_parameters=86_567_656, largest_block_parameters=7_087_872,
         layers=12, hidden_size=768, heads=12, vocabulary=0, positions=None, tokens_per_row=197, flops_per_row=1.05e11,
-        activation_bytes_per_row=150_000_000, logits_per_row=1000,
+        kept_32=Kept(1.5e8 / 197, 1.25e7 / 197, 6e4, 0.0, 0.0, count=12), logits_per_row=1000,
     )  # fmt: skip
     found = made(sizes=image, train={"global_batch": 512}, model={"activation_checkpointing": False})
     assert 0.05 < found.mfu < 0.6
@@ -173,7 +174,7 @@ def test_the_memory_is_that_of_the_named_gpu() -> None:
     assert plan.world.device_bytes == 40 * 2**30
     assert world_on(NODE, 10**9).device_bytes == 10**9
     crowded = hardware_of("t4", 8)
-    recipe, plan = planned(crowded, train={"precision": None})
+    recipe, plan = planned(crowded, train={"precision": None}, model={"activation_checkpointing": False})
     assert plan.precision == "fp32"
     assert not forecast(recipe, plan, crowded).fits
 

@@ -1,0 +1,79 @@
+"""Activation checkpointing in a plan: chosen where nothing else fits, explained, and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardyard.planning.architecture import Architecture
+from shardyard.planning.memory import estimate_memory
+from shardyard.planning.plan import World, fixed, make_plan
+from shardyard.planning.plan_text import rows as plan_rows
+from shardyard.planning.recomputation import Recomputed, cheapest_first, with_recomputed
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mesh import data_mesh
+from shardyard.recipe.schema import Recipe
+
+GPT2 = Architecture(
+    family="gpt2",
+    parameters=124_439_808,
+    matmul_parameters=124_439_808 - 1024 * 768,
+    largest_block_parameters=7_087_872,
+    layers=12,
+    hidden_size=768,
+    heads=12,
+    vocabulary=50257,
+    positions=1024,
+)
+
+
+def recipe_of(**sections: Any) -> Recipe:
+    base: dict[str, Any] = {
+        "name": "again",
+        "model": {"family": "gpt2"},
+        "data": {"sequence_length": 1024, "train": [{"source": "python-docs"}]},
+        "train": {"global_batch": 64, "steps": 100, "precision": "bf16"},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    }
+    return parse_recipe(
+        {
+            name: {**base.get(name, {}), **sections.get(name, {})} if isinstance(value, dict) else value
+            for name, value in base.items()
+        }
+    )
+
+
+def test_a_plan_computes_activations_again_only_where_nothing_else_fits() -> None:
+    """The cheapest way that makes one row fit; a recipe that names one keeps it."""
+    recipe = recipe_of(model={"logits_chunk": 64}, train={"micro_batch": 4})
+    needed = {
+        mode: estimate_memory(with_recomputed(recipe, mode), GPT2, data_mesh(1), micro_batch=4).device_bytes
+        for mode in (Recomputed("none"), *cheapest_first(recipe))
+    }
+    assert sorted(needed.values(), reverse=True)[0] == needed[Recomputed("none")]
+    have = needed[Recomputed("none")] - 1
+    plan = make_plan(recipe, GPT2, World(1, gpu=False, device_bytes=have))
+    assert plan.recomputed == Recomputed("selective")
+    assert plan.fits
+    assert "without it not even a micro-batch of 4 fits" in plan.reasons["recomputed"]
+    assert fixed(recipe, plan).model.activation_checkpointing == "selective"
+    shown = {name: (value, why) for name, value, why in plan_rows(plan)}
+    assert shown["recomputed"][0] == "selective"
+    tight = make_plan(recipe, GPT2, World(1, gpu=False, device_bytes=needed[Recomputed("full")]))
+    assert tight.recomputed == Recomputed("full")
+    assert "100% of the layers are computed again: 207.9M FLOPs a token" in tight.reasons["recomputed"]
+    roomy = make_plan(recipe, GPT2, World(1, gpu=False, device_bytes=have + 1))
+    assert roomy.recomputed == Recomputed("none")
+    assert "recomputed" not in {name for name, _, _ in plan_rows(roomy)}
+    never = recipe_of(model={"logits_chunk": 64, "activation_checkpointing": False}, train={"micro_batch": 4})
+    assert not make_plan(never, GPT2, World(1, gpu=False, device_bytes=have)).fits
+
+
+def test_checkpoints_in_host_memory_count_for_the_host() -> None:
+    settings = {"activation_checkpointing": "full"}
+    held, moved = (
+        estimate_memory(recipe_of(model=settings | {"offload_activations": away}), GPT2, data_mesh(1), micro_batch=2)
+        for away in (False, True)
+    )
+    inputs = 2 * 2 * 1024 * 768
+    assert moved.offloaded_bytes == 10 * inputs, "of twelve layers, two stay on the device"
+    assert held.activations_bytes - moved.activations_bytes == 10 * inputs
