@@ -280,7 +280,7 @@ def construct_in_slices(
         loaded = load_in_slices(
             head, model.pretrained, stored, seed=seed, rows=rows, attn_implementation=model.attention
         )
-    _checkpoint_activations(model, loaded.model)
+    checkpoint_activations(model, loaded.model)
     return loaded
 
 

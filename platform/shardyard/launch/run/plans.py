@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from shardyard.engine.checkpoint.files import rewind
@@ -14,16 +13,13 @@ from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
 from shardyard.launch.run.prepare import as_before, prepare
 from shardyard.launch.run.world import cluster_address, world_of
-from shardyard.planning.architecture import Architecture
 from shardyard.planning.forecast.forecast import world_on
 from shardyard.planning.forecast.hardware import Hardware
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.plan_text import as_dict, resolved_text, rows
 from shardyard.planning.search.search import Question
-from shardyard.planning.search.space import CHECKPOINTING, changed
 from shardyard.recipe.code import origins, with_absolute_files
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
-from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.run.events import Notice, write_event
 from shardyard.tracking.run.folder import RunFolder
@@ -159,19 +155,8 @@ def plan_on(loaded: LoadedRecipe, hardware: Hardware, *, device_bytes: int | Non
 
 
 def question_of(loaded: LoadedRecipe, plan: RunPlan, hardware: Hardware | None) -> Question:
-    """What a search needs to know of a recipe and its plan. The sizes of a model depend on how activations are
-    checkpointed only where the cost of a row was counted on a forward pass."""
-
-    @cache
-    def counted(checkpointing: str | bool | None) -> Architecture:
-        return prepare(changed(loaded.recipe, {CHECKPOINTING: checkpointing}), plan.world, remember=True).architecture
-
-    def measure(recipe: Recipe) -> Architecture:
-        if plan.architecture.activation_bytes_per_row is None:
-            return plan.architecture
-        return counted(recipe.model.activation_checkpointing)
-
-    return Question(loaded.recipe, plan, measure, hardware)
+    """What a search needs to know of a recipe and its plan."""
+    return Question(loaded.recipe, plan, lambda recipe: plan.architecture, hardware)
 
 
 def without_weights(loaded: LoadedRecipe, runs_dir: Path) -> LoadedRecipe:
