@@ -81,6 +81,22 @@ def _with_micro_batch(recipe: Recipe, architecture: Architecture, mesh: MeshShap
     return _because(found or tried(1), why)
 
 
+def batch_on(
+    recipe: Recipe, architecture: Architecture, mesh: MeshShape, device: int | None, *, gpu: bool
+) -> FittingBatch:
+    """`fitting_batch`, but one row where the memory of GPUs is not known: a plan does not guess what fits them.
+
+    Raises:
+        RecipeError: the rows of a rank cannot be divided as the recipe wants.
+    """
+    given = recipe.train.micro_batch is not None or objective_spec(recipe.objective).whole_batch
+    if given or device is not None or not gpu:
+        return fitting_batch(recipe, architecture, mesh, device)
+    train = recipe.train.model_copy(update={"micro_batch": 1})
+    found = fitting_batch(recipe.model_copy(update={"train": train}), architecture, mesh, device)
+    return _because(found, "one row, unchecked: the memory of the GPUs is not known here, and a launch asks them")
+
+
 def _because(found: FittingBatch, why: str) -> FittingBatch:
     found.reasons["micro_batch"] = why
     return found

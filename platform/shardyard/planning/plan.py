@@ -14,7 +14,7 @@ from shardyard.planning.architecture import Architecture, flops_per_token
 from shardyard.planning.deepspeed_config import deepspeed_config
 from shardyard.planning.findings import Findings, with_findings
 from shardyard.planning.memory import Memory, estimate_memory
-from shardyard.planning.micro_batch import fitting_batch, refusal, row_tokens, rows_per_rank, with_logits_chunk
+from shardyard.planning.micro_batch import batch_on, refusal, row_tokens, rows_per_rank, with_logits_chunk
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.planning.readers import cpus_of, readers_of
 from shardyard.planning.recomputation import Recomputed, recomputation, with_recomputed
@@ -165,9 +165,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
-    fitting = fitting_batch(recipe, architecture, mesh, world.device_bytes)
+    fitting = batch_on(recipe, architecture, mesh, world.device_bytes, gpu=world.gpu)
     parts = stage_recipes(recipe)
-    later = [fitting_batch(part, architecture, mesh, world.device_bytes) for part in parts[1:]]
+    later = [batch_on(part, architecture, mesh, world.device_bytes, gpu=world.gpu) for part in parts[1:]]
     micro_batch = fitting.micro_batch
     # Where the rows of a stage need it, all stages have it.
     chunked = max([fitting, *later], key=lambda one: one.logits_chunk)

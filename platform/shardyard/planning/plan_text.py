@@ -132,6 +132,8 @@ def _mixture(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
 
 
 def _verdict(plan: RunPlan) -> str:
+    if plan.world.device_bytes is None and plan.world.gpu:
+        return "unchecked: the memory of the GPUs is not known here; --gpu h100-80gb or --memory 80GiB checks it"
     if plan.world.device_bytes is None:
         return "the device memory is not known; pass --memory 80GiB to compare"
     have = format_bytes(plan.world.device_bytes)

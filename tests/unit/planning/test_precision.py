@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from shardyard.engine.job import Job
 from shardyard.engine.run import slow_bf16
+from shardyard.errors import UsageError
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.launch.jobs.spec import spec_of
 from shardyard.launch.jobs.submission import SubmitRequest
@@ -202,13 +203,21 @@ def test_gpus_are_asked_for_their_compute_capability(tmp_path: Path, monkeypatch
     assert bf16_here(gpu=True) == Bf16(False, "a GPU here has no bf16 units (compute capability 7.0)")
     # On nodes of a cluster without torch: a command of the driver's.
     command = tmp_path / "nvidia-smi"
-    for said, found in (("9.0\n8.6\n", (8, 6)), ("[N/A]\n", None)):
-        command.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    for capability, memory, found in (
+        ("9.0\n8.6\n", "81559\n24564\n", ((8, 6), 24564 * 2**20)),
+        ("[N/A]\n", "[N/A]\n", (None, None)),
+    ):
+        answers = f"case $1 in *compute_cap) printf '{capability}' ;; *memory.total) printf '{memory}' ;; esac"
+        command.write_text(f"#!/bin/sh\n{answers}\n")
         command.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        assert settle.about_this_node(gpu=True).gpu == found
+        told = settle.about_this_node(gpu=True)
+        assert (told.gpu, told.device_bytes) == found
     command.unlink()
-    assert settle.about_this_node(gpu=True).gpu is None
+    told = settle.about_this_node(gpu=True)
+    assert (told.gpu, told.device_bytes) == (None, None)
+    told = settle.about_this_node(gpu=False)
+    assert (told.gpu, told.device_bytes) == (None, None)
 
 
 class TwoNodes:
@@ -241,6 +250,42 @@ def test_a_run_asks_the_nodes_of_its_workers_once(tmp_path: Path, monkeypatch: p
     assert "# precision: fp32  (this CPU has no bf16 units)" in folder.resolved.read_text()
     assert settle.settle(first, cluster, demand, ANYWHERE, said.append) is first  # type: ignore[arg-type]
     assert settle.nodes_for(cluster, demand, ANYWHERE) == ["a", "b"]  # type: ignore[arg-type]
+
+
+def test_a_plan_for_gpus_that_are_not_here_is_checked_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row until the memory is known; then what fits, or a refusal."""
+    recipe = recipe_of(train={"global_batch": 8, "steps": 10, "precision": "bf16"})
+    plan = make_plan(recipe, SMALL, World(1, gpu=True))
+    assert (plan.micro_batch, plan.fits) == (1, None)
+    assert plan.reasons["micro_batch"].startswith("one row, unchecked")
+    verdict = list(rows(plan))[-1][2]
+    assert verdict.startswith("unchecked")
+    folder = RunFolder.create(tmp_path, "unchecked", "", resolved_text(recipe, plan))
+    job, cluster = Job(recipe, plan, folder), TwoNodes()
+    demand = demand_of(recipe, gpu=True, workers=1)
+    placement = Placement((("a", 1),))
+
+    def settled_with(*memory: int | None) -> tuple[Job, list[str]]:
+        said: list[str] = []
+        answers = [NodeAnswer("a", "", (9, 0), size) for size in memory]
+        monkeypatch.setattr(settle, "ask", lambda nodes, *, gpu: answers)
+        return settle.settle(job, cluster, demand, placement, said.append), said  # type: ignore[arg-type]
+
+    checked, said = settled_with(80 * 2**30, 40 * 2**30)
+    assert checked.plan.world.device_bytes == 40 * 2**30
+    assert (checked.plan.micro_batch, checked.plan.fits) == (8, True)
+    assert said == [f"micro-batch 8: {checked.plan.reasons['micro_batch']}"]
+    assert "fits 40.0 GiB" in said[0]
+    assert folder.info().plan["micro_batch"] == 8
+    # A node that does not tell leaves it at one row.
+    silent, said = settled_with(80 * 2**30, None)
+    assert (silent.plan.micro_batch, silent.plan.fits, said) == (1, None, [])
+    with pytest.raises(UsageError, match=r"does not fit 1\.0 MiB"):
+        settled_with(2**20)
+    # What is known needs no question.
+    assert settle.settle(checked, cluster, demand, placement, print) is checked  # type: ignore[arg-type]
 
 
 def test_an_attempt_goes_on_with_the_steps_that_an_earlier_one_measured(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Fixing the precision at start: the nodes are queried once, and the result is stored in the run folder."""
+"""Fixing the precision and checking the memory at start: the nodes are queried, and the result is stored in the run
+folder."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shardyard.engine.job import Job
 from shardyard.hardware import bf16_units, read_cpuinfo
 from shardyard.launch.ray.cluster import RayCluster
+from shardyard.launch.run.plans import refuse_what_does_not_fit
 from shardyard.launch.run.prepare import as_fixed
 from shardyard.launch.run.world import bf16_of_gpus
 from shardyard.planning.placement import Demand, Placement
@@ -28,28 +30,42 @@ ASK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class NodeAnswer:
-    """The answer of a node. cpu: its bf16 units, from `bf16_units`; gpu: the lowest compute capability."""
+    """The answer of a node. cpu: its bf16 units, from `bf16_units`; gpu: the lowest compute capability; device_bytes:
+    the memory of the smallest GPU."""
 
     host: str
     cpu: str | None = None
     gpu: tuple[int, int] | None = None
+    device_bytes: int | None = None
 
 
 def settle(job: Job, cluster: RayCluster, demand: Demand, placement: Placement, report: Callable[[str], None]) -> Job:
-    """The job with a precision that its nodes support, written to resolved.yaml and run.json.
+    """The job with a precision that its nodes support and a micro-batch that fits their GPUs, written to resolved.yaml
+    and run.json.
 
     A run whose precision is already fixed keeps it, wherever its workers run now.
+
+    Raises:
+        UsageError: the memory of the GPUs was not known before, and the plan does not fit it.
     """
-    if job.recipe.train.precision is not None and job.recipe.train.minutes is None:
+    unchecked = job.plan.world.gpu and job.plan.world.device_bytes is None
+    if job.recipe.train.precision is not None and job.recipe.train.minutes is None and not unchecked:
         return job
     recipe, world = as_fixed(job.recipe, job.folder), job.plan.world
     ask_now = recipe.train.precision is None
+    nodes = nodes_for(cluster, demand, placement) if ask_now or unchecked else []
     if ask_now:
-        world = replace(world, bf16=bf16_of_nodes(nodes_for(cluster, demand, placement), gpu=world.gpu))
+        world = replace(world, bf16=bf16_of_nodes(nodes, gpu=world.gpu))
+    if unchecked:
+        world = replace(world, device_bytes=memory_of_nodes(nodes, recipe.cluster.gpus_per_worker or 1.0))
     plan = make_plan(recipe, job.plan.architecture, world)
+    if unchecked and plan.fits is not None:
+        refuse_what_does_not_fit(plan)
+        report(f"micro-batch {plan.micro_batch}: {plan.reasons['micro_batch']}")
     recipe = with_precision(recipe, plan.precision)
     if ask_now:
         report_precision(plan.precision, plan.reasons["precision"], report)
+    if ask_now or (unchecked and plan.fits is not None):
         keep_plan(job.folder, resolved_text(recipe, plan), as_dict(plan))
     return replace(job, recipe=recipe, plan=plan)
 
@@ -72,6 +88,13 @@ def bf16_of_nodes(nodes: Sequence[str], *, gpu: bool) -> Bf16:
     """Whether the devices of all nodes have bf16 units."""
     answers = ask(nodes, gpu=gpu)
     return bf16_of_gpu_nodes(answers) if gpu else bf16_of_cpu_nodes(answers)
+
+
+def memory_of_nodes(nodes: Sequence[str], share: float) -> int | None:
+    """Bytes of a worker's share of the smallest GPU of all nodes; None if one of them does not tell."""
+    found = [answer.device_bytes for answer in ask(nodes, gpu=True)]
+    known = [size for size in found if size is not None]
+    return int(min(known) * share) if known and len(known) == len(found) else None
 
 
 def bf16_of_cpu_nodes(answers: Sequence[NodeAnswer]) -> Bf16:
@@ -114,16 +137,27 @@ def ask(nodes: Sequence[str], *, gpu: bool) -> list[NodeAnswer]:
 
 def about_this_node(*, gpu: bool) -> NodeAnswer:
     """The task that runs on each node."""
-    return NodeAnswer(socket.gethostname(), bf16_units(read_cpuinfo()), _capability() if gpu else None)
+    capability, device_bytes = _devices() if gpu else (None, None)
+    return NodeAnswer(socket.gethostname(), bf16_units(read_cpuinfo()), capability, device_bytes)
 
 
-def _capability() -> tuple[int, int] | None:
-    """The lowest compute capability of the GPUs here; None without an NVIDIA driver."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+def _devices() -> tuple[tuple[int, int] | None, int | None]:
+    """The lowest compute capability of the GPUs here, and the memory of the smallest; None without an NVIDIA driver."""
+    pairs = [tuple(int(part) for part in line.split(".")) for line in _driver("compute_cap") if _numeric(line)]
+    mebibytes = [int(line) for line in _driver("memory.total") if line.isdigit()]
+    capability = min(((one[0], one[1]) for one in pairs if len(one) == 2), default=None)
+    return capability, min(mebibytes) * 2**20 if mebibytes else None
+
+
+def _numeric(text: str) -> bool:
+    return text.replace(".", "").isdigit()
+
+
+def _driver(field: str) -> list[str]:
+    """A field of every GPU, as the command of NVIDIA's driver tells it; none without that command."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        found = [tuple(int(part) for part in line.strip().split(".")) for line in output.splitlines() if line.strip()]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    pairs = [(one[0], one[1]) for one in found if len(one) == 2]
-    return min(pairs, default=None)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in output.splitlines() if line.strip()]
