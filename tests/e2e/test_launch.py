@@ -90,6 +90,8 @@ def test_the_run_folder_is_whole(undisturbed: tuple[Command, str]) -> None:
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     # What was read, and that nothing was left out.
     assert undisturbed[0].info()["data"]["streams"] == 4
+    # What its plan predicts, to be compared with what it measures; of CPUs no rate is known.
+    assert list(undisturbed[0].info()["predicted"]) == ["device_bytes"]
     (counts,) = undisturbed[0].events("data")
     assert len(counts["ranks"]) == 2
     assert counts["skipped"] == 0

@@ -153,6 +153,10 @@ def test_what_a_run_on_gpus_records(launched: tuple[Command, str]) -> None:
     assert [line["step"] for line in metrics if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     assert 0 < metrics[-1]["perf/mfu"] < 1e-3
     assert metrics[-1]["memory/peak_allocated_bytes"] > 0
+    told = launched[0].info()["predicted"]
+    assert told["gpu"] == "h100-80gb"
+    assert told["device_bytes"] > 0
+    assert told["tokens_per_second"] > 0
 
 
 def test_a_bug_before_the_first_step_ends_a_launch_at_once(recipe: Path, folder: Path, lines: Path) -> None:

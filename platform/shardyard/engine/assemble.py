@@ -18,6 +18,7 @@ from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.prediction import predicted
 from shardyard.engine.session import Session
 from shardyard.engine.shared_rows import shared_held_out
 from shardyard.engine.world import ranks_here
@@ -114,12 +115,13 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     if mesh.is_first:
         data = loader.fingerprint()
         folder.update(
+            predicted=predicted(recipe, plan, device_name(), folder.info().placement),
             data={
                 "tokenizer": data["tokenizer"],
                 "streams": data["streams"],
                 "seed": data["seed"],
                 "sources": data["sources"],
-            }
+            },
         )
     return session
 

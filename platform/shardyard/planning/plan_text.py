@@ -131,11 +131,12 @@ def _mixture(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         )
 
 
+_UNKNOWN_GPUS = "unchecked: the memory of the GPUs is not known here; --gpu h100-80gb or --memory 80GiB checks it"
+
+
 def _verdict(plan: RunPlan) -> str:
-    if plan.world.device_bytes is None and plan.world.gpu:
-        return "unchecked: the memory of the GPUs is not known here; --gpu h100-80gb or --memory 80GiB checks it"
     if plan.world.device_bytes is None:
-        return "the device memory is not known; pass --memory 80GiB to compare"
+        return _UNKNOWN_GPUS if plan.world.gpu else "the device memory is not known; pass --memory 80GiB to compare"
     have = format_bytes(plan.world.device_bytes)
     if plan.fits:
         return f"fits {have}"

@@ -16,6 +16,7 @@ from shardyard.launch.run.progress import rounded_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
+from shardyard.tracking.run.predicted import compared, measured
 from shardyard.tracking.run.summary import Summary, curve, summarize
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
@@ -84,7 +85,8 @@ def _show(run: RunFolder, as_json: bool) -> None:
     info, summary = run.info(), summarize(run)
     if as_json:
         found = profile.read(run)
-        _print_json({**info.raw, **asdict(summary), **({} if found is None else {"profile": asdict(found)})})
+        profiled = {} if found is None else {"profile": asdict(found)}
+        _print_json({**info.raw, **asdict(summary), "measured": asdict(measured(run)), **profiled})
         return
     provenance = info.provenance
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
@@ -96,6 +98,7 @@ def _show(run: RunFolder, as_json: bool) -> None:
         "step": _steps(summary),
         "loss": number(summary.loss) or None,
         "eval loss": number(summary.eval_loss) or None,
+        **dict(compared(run)),
         "ranks": summary.world_size,
         "attempts": summary.attempts,
         "created": info.created,

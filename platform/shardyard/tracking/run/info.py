@@ -107,6 +107,19 @@ class PlanInfo(TypedDict, total=False):
     network: str
 
 
+class PredictedInfo(TypedDict, total=False):
+    """What the plan of a run predicted when its ranks started, before anything was measured.
+
+    device_bytes: memory of a rank. The others only on one node of GPUs that the table of accelerators has.
+    """
+
+    device_bytes: int
+    gpu: str
+    tokens_per_second: float
+    step_seconds: float
+    mfu: float
+
+
 class WeightsInfo(TypedDict, total=False):
     """Initial weights of a run: their name in the recipe, their path, and their fingerprint."""
 
@@ -151,6 +164,7 @@ class RunFields(TypedDict, total=False):
     driver: ProcessInfo
     local: bool
     plan: PlanInfo | None
+    predicted: PredictedInfo
     job: JobInfo | None
     sweep: SweepInfo | None
     trial: ShortenedInfo | None
@@ -172,7 +186,7 @@ class RunInfo:
     world_size: ranks. attempts: starts of the ranks so far. step: the last one. total_steps: the length of the run.
     driver: the process that drives the run; without it, a lost run cannot be detected.
     local: trained in the process of the command, without Ray.
-    plan: the numbers of plan.json, without reasons.
+    plan: the numbers of plan.json, without reasons. predicted: by the plan, to compare with what is measured.
     starting: initial weights with path and fingerprint, by dotted field of the recipe.
     data: fingerprint of the training data. placement, placed, network: of the newest attempt, by host.
     waiting: the current wait; None if it does not wait.
@@ -196,6 +210,7 @@ class RunInfo:
     driver: ProcessInfo = field(default_factory=ProcessInfo)
     local: bool = False
     plan: PlanInfo = field(default_factory=PlanInfo)
+    predicted: PredictedInfo = field(default_factory=PredictedInfo)
     job: JobInfo = field(default_factory=JobInfo)
     sweep: SweepInfo = field(default_factory=SweepInfo)
     trial: ShortenedInfo | None = None
@@ -237,7 +252,9 @@ def _list(value: object) -> list[object] | None:
 
 _TEXTS = ("id", "name", "state", "created", "started", "ended", "placed", "outcome")
 _COUNTS = ("format", "world_size", "attempts", "step", "total_steps", "exit_code")
-_OBJECTS = (*("provenance", "driver", "plan", "job", "sweep", "trial", "starting", "data", "network", "imported"),)
+_OBJECTS = (
+    *("provenance", "driver", "plan", "predicted", "job", "sweep", "trial", "starting", "data", "network", "imported"),
+)
 _READ: dict[str, Callable[[object], object]] = {
     **dict.fromkeys(_TEXTS, reading.text),
     **dict.fromkeys(_COUNTS, reading.integer),
