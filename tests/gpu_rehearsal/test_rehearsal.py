@@ -213,6 +213,8 @@ def test_gpus_that_cannot_be_used_are_told(scenes: dict[str, Any]) -> None:
     assert "torch 2" in found["hidden"]
     assert "no GPU that torch can use" in found["local"]
     assert "DS_ACCELERATOR is cpu there" in found["unwanted"]
+    assert "model.kernels: liger needs liger_kernel, triton" in found["kernels"]
+    assert "liger-kernel" in found["kernels"]
     assert found["gloo only"] == "GPUs communicate over NCCL: install a torch build with it."
     assert (found["memory"], found["on the CPU"], found["none"]) == ("None", "False", "")
 

@@ -105,6 +105,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         "",
     ),
     ("model.compile", "torch_compile use_compile compile_model", ""),
+    ("model.kernels", "use_liger_kernel use_liger liger_kernel enable_liger_kernel fused_kernels", ""),
     ("model.freeze", "frozen freeze_layers unfrozen_parameters", ""),
     ("model.adapter", "lora peft qlora adapters peft_config lora_config", ""),
     ("model.adapter.rank", "lora_r lora_rank", ""),

@@ -24,12 +24,13 @@ from shardyard.engine.inference.load import load_trained
 from shardyard.engine.job import Job
 from shardyard.engine.run import check_precision
 from shardyard.engine.session import Session
-from shardyard.errors import HardwareError
+from shardyard.errors import HardwareError, UsageError
 from shardyard.launch.ray.ready import make_ready
 from shardyard.launch.run.local import run_local
 from shardyard.launch.run.prepare import prepare
 from shardyard.launch.run.world import world_of
 from shardyard.models.build import architecture_config, construct
+from shardyard.models.kernels import use_liger
 from shardyard.objectives.causal_lm.loss import causal_lm_loss
 from shardyard.planning.plan_text import rows
 from shardyard.recipe.loading.load import dump_recipe, parse_recipe
@@ -114,6 +115,7 @@ def refusals(folder: Path) -> dict[str, str]:
         found["on the CPU"] = str(world_of(Cluster(workers=2)).gpu)
     finally:
         hardware.CHOSEN_ACCELERATOR = asked
+    found["kernels"] = _refused(lambda: use_liger(torch.nn.Linear(2, 2), "llama", torch.device("cuda", 0)))
     found["gloo only"] = check_collectives({"gloo": True, "nccl": False, "gpus": gpu_names()}).advice
     found["none"] = make_ready(Network(), "127.0.0.1", gpu=True, one_host=True, forwarded={}).problem
     return found
@@ -122,7 +124,7 @@ def refusals(folder: Path) -> dict[str, str]:
 def _refused(action: Callable[[], object]) -> str:
     try:
         action()
-    except HardwareError as error:
+    except (HardwareError, UsageError) as error:
         return str(error)
     return ""
 

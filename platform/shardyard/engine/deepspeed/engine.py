@@ -23,6 +23,7 @@ from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
 from shardyard.models.build import construct, construct_in_slices, construct_pretrained
 from shardyard.models.initialise import initialise
+from shardyard.models.kernels import use_liger
 from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import Loaded, freeze
 from shardyard.models.slices.quirks import WholeNeededError
@@ -61,6 +62,8 @@ def start_engine(
     # Patterns refer to the custom module's own parameter names.
     freeze(model.module if isinstance(model, OutsideModel) else model, recipe.model.freeze)
     quirks.give_axes(model)
+    if recipe.model.kernels == "liger":
+        use_liger(model, recipe.model.label, mesh.device)
     if precision_of(recipe) != "fp32":
         normalise_in_fp32(model)
     engine, _, _, _ = deepspeed.initialize(

@@ -104,6 +104,11 @@ class Model(Section):
         "tokens",
         ge=0,
     )
+    kernels: Literal["none", "liger"] = described(
+        "none",
+        "Kernels for norms, rotary positions and gated layers in place of PyTorch's: liger on GPUs, for the families "
+        "that it knows (needs liger-kernel).",
+    )
     compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
     freeze: list[str] = described(
         [], "Names of parameters that are not trained, such as model.vision_tower.*; * matches any text."
