@@ -14,9 +14,9 @@ from support.cli import Command, write_recipe
 
 pytestmark = pytest.mark.slow
 
-# Python's regular expressions try each way to divide these letters: some ten milliseconds a document.
+# Python's regular expressions try each way to divide these letters: half a second a document.
 SLOW = {"regex": {"pattern": "^(?:a|aa)+c", "action": "drop"}}
-DOCUMENT = "a" * 29 + " model trains"
+DOCUMENT = "a" * 32 + " model trains"
 
 
 def test_a_slow_source_is_named_first(tmp_path: Path) -> None:
@@ -26,11 +26,11 @@ def test_a_slow_source_is_named_first(tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path,
         corpus,
-        data={**source, "train": [{"path": str(corpus), "holdout": 0.05}]},
-        train={"steps": 8},
+        data={**source, "train": [{"path": str(corpus), "holdout": 0.5}]},
+        train={"steps": 6, "global_batch": 4},
         schedule={"warmup": 1},
-        evaluate={"every": 8, "rows": 2},
-        checkpoint={"every": 8},
+        evaluate={"every": 6, "rows": 2},
+        checkpoint={"every": 6},
         sample={"prompts": []},
     )
     with Command("launch", recipe, "--profile", runs=tmp_path / "runs") as command:
@@ -42,7 +42,7 @@ def test_a_slow_source_is_named_first(tmp_path: Path) -> None:
     found = profile.read(folder)
     assert found is not None
     assert [one.rank for one in found.ranks] == [0, 1]
-    assert found.shares()["data"] > 0.5, found
+    assert found.shares()["data"] > 0.3, found
     assert found.advice[0].set == ("data.readers=2",)
     assert profile.requested(folder) == 0
     for rank in (0, 1):
