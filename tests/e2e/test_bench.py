@@ -7,11 +7,12 @@ import math
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from benchmarks.turns import blocks, ratio
+from benchmarks.turns import Turns, blocks, ratio
 from support.waiting import PATIENCE_SECONDS
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "step_time.py"
@@ -37,6 +38,27 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
         held += low <= 1.02 <= high
     assert 0.91 < held / 400 < 0.99
     assert ratio([2.0], [1.0]) == (2.0, 0.0, math.inf), "one pair says nothing of its accuracy"
+
+
+@pytest.mark.parametrize("arms", [("platform", "bare"), ("platform", "bare", "trainer")])
+def test_arms_take_turns_in_their_order(tmp_path: Path, arms: tuple[str, ...]) -> None:
+    """Each makes three steps, one a turn, and none begins before the one before it is done."""
+    order: list[str] = []
+
+    def arm(name: str) -> None:
+        turns = Turns(tmp_path, name, 0, 1, arms)
+        turns.begin()
+        for step in (1, 2, 3):
+            order.append(name)
+            turns.after(step)
+        turns.end()
+
+    threads = [threading.Thread(target=arm, args=(name,)) for name in reversed(arms)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order == [*arms] * 3
 
 
 @pytest.mark.slow
