@@ -17,10 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from shardyard.planning.forecast.accelerators import Accelerator
 from shardyard.planning.forecast.compute import Work
-from shardyard.planning.forecast.hardware import Hardware
+from shardyard.planning.forecast.hardware import LINK_SHARE, Hardware
+from shardyard.planning.forecast.links import LINKS
 
-Axis = Literal["data", "tensor", "sequence", "expert"]
+Axis = Literal["data", "tensor", "sequence", "expert", "host"]
+# Link to the host by generation, where it is not PCIe 4.
+_HOST_LINKS = {"volta": "pcie3", "turing": "pcie3", "hopper": "pcie5", "blackwell": "pcie5", "cdna3": "pcie5"}
 # Where a transfer happens: in every forward or backward pass, in the last backward pass of a step, or after it. Those
 # "within" a pass hold its computation up; the others run beside it.
 When = Literal["forward", "backward", "last backward", "after", "within"]
@@ -104,6 +108,32 @@ def _sharded(
     if traffic.stage:
         changed = moved * traffic.trained
         yield of("all-gather of weights", "after", 1, changed, max(1, math.ceil(changed / traffic.bucket_bytes)), 1)
+
+
+def host_rate(device: Accelerator) -> float:
+    """Bytes per second in one direction between a GPU and its host."""
+    return LINK_SHARE * LINKS[_HOST_LINKS.get(device.generation, "pcie4")].rate
+
+
+def host_transfers(
+    device: Accelerator, accumulation: int, *, activations: float = 0.0, weights: float = 0.0
+) -> Iterator[Transfer]:
+    """What travels between a GPU and its host in a step.
+
+    Args:
+        activations: bytes of a micro-batch that wait in host memory for the backward pass.
+        weights: bytes of the weights that a rank keeps there, which are gathered from it in both passes.
+    """
+    kinds: tuple[tuple[str, When, float], ...] = (
+        ("activations to the host", "forward", activations),
+        ("activations from the host", "backward", activations),
+        ("weights from the host", "forward", weights),
+        ("weights from the host", "backward", weights),
+    )
+    for what, when, size in kinds:
+        if size:
+            sent = accumulation * size
+            yield Transfer("host", what, when, sent, sent / host_rate(device), accumulation)
 
 
 def layer_transfers(work: Work, hardware: Hardware, accumulation: int, *, overlap: float = 0.0) -> list[Transfer]:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.forecast.accelerators import Accelerator
-from shardyard.planning.forecast.communication import DataTraffic, Transfer, data_transfers, layer_transfers
+from shardyard.planning.forecast.communication import (
+    DataTraffic,
+    Transfer,
+    data_transfers,
+    host_transfers,
+    layer_transfers,
+)
 from shardyard.planning.forecast.compute import Compute, Kernels, Work, compute, peak_of
 from shardyard.planning.forecast.hardware import Hardware
 from shardyard.planning.forecast.step import StepTime, step_time, update_seconds
@@ -199,7 +205,20 @@ def transfers_of(recipe: Recipe, plan: RunPlan, work: Work, hardware: Hardware, 
     return [
         *data_transfers(traffic_of(recipe, plan, work, accumulation), hardware),
         *layer_transfers(work, hardware, accumulation),
+        *host_transfers(hardware.accelerator, accumulation, **_offloaded(recipe, plan, work)),
     ]
+
+
+def _offloaded(recipe: Recipe, plan: RunPlan, work: Work) -> dict[str, float]:
+    """Bytes of activations and weights in host memory that a micro-batch needs; the first are inputs of layers."""
+    found = dict[str, float]()
+    inputs = work.tokens * plan.architecture.hidden_size * work.width_bytes * plan.architecture.layers
+    if recipe.model.offload_activations:
+        found["activations"] = inputs * max(work.recomputed)
+    if recipe.zero.offload_parameters:
+        own = on_a_tensor_rank(plan.architecture, plan.mesh).parameters / (plan.mesh.data * plan.mesh.sequence)
+        found["weights"] = work.width_bytes * own
+    return found
 
 
 def traffic_of(recipe: Recipe, plan: RunPlan, work: Work, accumulation: int) -> DataTraffic:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardyard.planning.forecast.accelerators import Accelerator
-from shardyard.planning.forecast.communication import Transfer, When
+from shardyard.planning.forecast.communication import Transfer, When, host_rate
 from shardyard.planning.forecast.compute import MEMORY_SHARE, Compute
 
 # What runs beside computation still takes some of its units and bandwidth: this share of the shorter of both is added.
@@ -82,10 +82,5 @@ def update_seconds(
     adding = 10 * accumulated / (MEMORY_SHARE * device.bandwidth)
     if not offloaded:
         return adding + owned * UPDATE_BYTES / (MEMORY_SHARE * device.bandwidth)
-    travels = owned * (4 + weight_bytes) / (0.8 * min(device.link.rate, 31.5e9))
+    travels = owned * (4 + weight_bytes) / host_rate(device)
     return adding + travels + owned * UPDATE_BYTES * per_node / HOST_BANDWIDTH
-
-
-def total_sent(transfers: Iterable[Transfer], axis: str) -> float:
-    """Bytes that one rank sends in a step along an axis."""
-    return sum(one.sent_bytes for one in transfers if one.axis == axis)

@@ -74,7 +74,8 @@ def _transfer_row(one: Transfer, found: Forecast) -> tuple[str, str, str]:
     }
     how = where.get(one.when, f"beside the {one.when} pass")
     value = f"{format_bytes(one.sent_bytes)} a step, {format_seconds(one.seconds)}"
-    return f"{one.axis}: {one.what}", value, f"sent by a rank, {one.per_step} × a step; {how}"
+    who = "moved" if one.axis == "host" else "sent"
+    return f"{one.axis}: {one.what}", value, f"{who} by a rank, {one.per_step} × a step; {how}"
 
 
 def _step_rows(found: Forecast) -> Iterator[tuple[str, str, str]]:

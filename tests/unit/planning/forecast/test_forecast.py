@@ -150,6 +150,18 @@ def test_stage_1_in_bf16_reduces_after_the_last_backward_pass_unless_it_accumula
         assert found.transfers[0].when == when
 
 
+def test_what_waits_in_host_memory_travels_over_pcie() -> None:
+    plain = made()
+    inputs = made(model={"offload_activations": True})
+    there, back = inputs.transfers[-2:]
+    assert (there.axis, there.when, back.when) == ("host", "forward", "backward")
+    assert there.sent_bytes == back.sent_bytes == pytest.approx(32 * 8192 * 4096 * 2 * 128 / 8)
+    assert there.seconds == pytest.approx(there.sent_bytes / (0.8 * 63e9))
+    assert inputs.tokens_per_second < plain.tokens_per_second
+    weights = made(zero={"offload_parameters": True})
+    assert weights.sent_bytes("host") == pytest.approx(2 * 2 * LLAMA.parameters / 8 * weights.transfers[-1].per_step)
+
+
 def test_each_axis_of_the_mesh_has_its_exchange() -> None:
     hardware = hardware_of("h100", 64, network="400gx8")
     tensor = made(hardware, parallel={"tensor": 8}, zero={"stage": 1}, train={"global_batch": 64})
