@@ -64,7 +64,8 @@ breadth: $(ALL) ## train every model type of transformers under every objective,
 	@$(BIN)/python docs/develop/write_families.py
 
 stages: $(ALL) ## train every objective and adapter at every ZeRO stage on one and two ranks; the tests take a sample of the stages
-	@SHARDYARD_ALL_STAGES=1 $(BIN)/python -m pytest -q tests/numerics/test_objectives.py tests/numerics/test_adapters_numerics.py
+	@SHARDYARD_ALL_STAGES=1 $(BIN)/python -m pytest -q tests/numerics/test_objectives.py tests/numerics/test_adapters_numerics.py \
+		tests/numerics/test_elsewhere.py
 
 gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
 	@$(BIN)/python tests/gpu_check/run.py

@@ -9,7 +9,7 @@ from shardyard.data.mixture.batches import stage_batches
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
 from shardyard.engine.components import Components, make_components, with_frozen
-from shardyard.engine.deepspeed.engine import LearningRate, start_engine
+from shardyard.engine.deepspeed.engine import LearningRate, lr_of_b, start_engine
 from shardyard.engine.deepspeed.sharding import start_frozen
 from shardyard.engine.hooks.base import EventLog, NullEventLog
 from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
@@ -99,6 +99,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
             metadata=metadata,
             background=recipe.checkpoint.background,
             may_write=folder.check_held,
+            faster_b=lr_of_b(recipe) is not None,
             trust=trust,
         ),
         event_log=event_log,

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,12 @@ from torch import distributed, nn
 
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.elsewhere import States, read_states
+from shardyard.engine.checkpoint.filling import fill, trained_names
 from shardyard.engine.checkpoint.random_states import RandomStates, continue_random, random_states
 from shardyard.engine.checkpoint.shard_files import ShardFiles
 from shardyard.engine.checkpoint.task import Task
-from shardyard.engine.checkpoint.tensor_files import code_in, refusal
+from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.hooks.base import HookState
 from shardyard.engine.mesh import Mesh, separate
@@ -32,6 +35,8 @@ from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
 
 ENGINE_TAG = "engine"
+# Sizes of the axes besides data, whose ranks keep different parts.
+_SPLITTING = ("expert_parallel", "tensor_parallel", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,14 @@ class Checkpointer:
         metadata: Mapping[str, object],
         background: bool = False,
         may_write: Callable[[], None] = lambda: None,
+        faster_b: bool = False,
         trust: bool = False,
     ):
         """
         Args:
             background: training goes on while files are written, from a copy of the states in host memory.
             may_write: raises if another process has taken over the run.
+            faster_b: whether the B of adapters form a group of the optimizer.
         """
         self._engine = engine
         self._files = ShardFiles(trust=trust)
@@ -108,6 +115,7 @@ class Checkpointer:
         self._keep = keep
         self.background = background
         self._may_write = may_write
+        self._faster_b = faster_b
         self._trust = trust
         self._layout = mesh.shape.layout()
         self._metadata = {**self._layout, **metadata}
@@ -297,20 +305,42 @@ class Checkpointer:
         known: Mapping[str, object] = manifest
         # Older checkpoints without an axis have one rank along it.
         written = {key: known.get(key, 1 if key in self._layout else None) for key in self._metadata}
-        for key, value in self._metadata.items():
-            if written[key] != value and not (key == "world_size" and _is_whole(written)):
-                advice = "; only ZeRO stage 0 goes on with another number" if key == "world_size" else ""
+        differs = [key for key, value in self._metadata.items() if written[key] != value]
+        whole = all(value == 1 for one in (written, self._layout) for key, value in one.items() if key in _SPLITTING)
+        for key in differs:
+            if key not in ("world_size", "zero_stage") or not whole:
+                more = "" if key not in ("world_size", "zero_stage") else " while axes besides data split the model"
                 raise CheckpointError(
-                    f"{folder} was written with {key} {written[key]}, this run has {value}; "
-                    f"resume with the same {key}, or start a new run{advice}"
+                    f"{folder} was written with {key} {written[key]}, this run has {self._metadata[key]}; "
+                    f"resume with the same {key}{more}, or start a new run"
                 )
         self._refuse_code(folder, manifest)
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
-        if loaded is None:
-            raise ShardyardError(f"DeepSpeed could not load {folder}")
+        if differs and written["zero_stage"] == self._metadata["zero_stage"] == 0:
+            differs = []
+        if differs:
+            self._load_elsewhere(folder, int(manifest["zero_stage"]))
+        else:
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
+            if loaded is None:
+                raise ShardyardError(f"DeepSpeed could not load {folder}")
         continue_random(folder, self._mesh.rank, of=int(manifest["world_size"]))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
+
+    def _load_elsewhere(self, folder: Path, stage: int) -> None:
+        """Load what was written at another ZeRO stage or on another number of ranks; all ranks call this."""
+        read = partial(read_tensors, trust=self._trust, mmap=True)
+        names = trained_names(self._engine.module, faster_b=self._faster_b)
+        stored: States | None = None
+        problem = ""
+        try:
+            stored = read_states(folder / ENGINE_TAG, stage, names, read)
+        except CheckpointError as error:
+            problem = str(error)
+        problems = [text for text in self._mesh.world.gather(problem) if text]
+        if problems or stored is None:
+            raise CheckpointError(problems[0])
+        fill(self._engine, stored, names, self._mesh.data)
 
     def _refuse_code(self, folder: Path, manifest: files.Manifest) -> None:
         """Reject checkpoints that contain code. All ranks check before any of them reads, so that none waits for one
@@ -324,11 +354,6 @@ class Checkpointer:
         names = sorted({name for names in found for name in names})
         if names:
             raise CheckpointError(refusal(str(folder), names))
-
-
-def _is_whole(written: Mapping[str, object]) -> bool:
-    """Whether every rank had all of a checkpoint's model and optimizer, so that any number of ranks may read them."""
-    return written["zero_stage"] == 0 and all(value == 1 for key, value in written.items() if key.endswith("_parallel"))
 
 
 def _own_part(parameter: Any) -> Any:

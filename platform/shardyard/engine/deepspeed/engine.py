@@ -68,7 +68,7 @@ def start_engine(
         normalise_in_fp32(model)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, _lr_of_b(recipe)),
+        model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, lr_of_b(recipe)),
         optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
         config=plan.deepspeed,
         dist_init_required=False,
@@ -99,7 +99,7 @@ def _gather_what_is_read_outside(model: Any) -> None:
             model.enable_input_require_grads()
 
 
-def _lr_of_b(recipe: Recipe) -> float | None:
+def lr_of_b(recipe: Recipe) -> float | None:
     """The learning rate of the B of adapters, if it is not that of all weights (LoRA+)."""
     adapter = recipe.model.adapter
     if adapter is None or adapter.loraplus_ratio is None:

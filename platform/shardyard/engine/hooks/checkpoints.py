@@ -43,9 +43,10 @@ class CheckpointHook(Hook):
     def on_step(self, record: StepRecord) -> None:
         """Begin a checkpoint, once the one before is written; report success or failure of what is written."""
         with contextlib.suppress(CheckpointError):
-            self._begin(record.step)
-            if not self._checkpointer.background:
-                self.settle()
+            if self._checkpointer.background:
+                self._begin(record.step)
+            else:
+                self.save(record.step)
 
     def poll(self) -> None:
         """Report a checkpoint that was written beside training."""

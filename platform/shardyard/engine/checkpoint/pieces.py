@@ -1,0 +1,59 @@
+"""Tensors that lie in several files, piece by piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shardyard.errors import CheckpointError
+
+_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_")
+
+
+class Pieces:
+    """A flat tensor that lies in several others, one after the other; `size` leaves out what fills the last one up."""
+
+    def __init__(self, parts: Sequence[Tensor], size: int | None = None) -> None:
+        self._parts = [part.flatten() for part in parts if part.numel()]
+        whole = sum(part.numel() for part in self._parts)
+        self.size = whole if size is None else size
+        if whole < self.size:
+            raise CheckpointError(f"a parameter has {whole} of its {self.size} values in the files")
+
+    def read(self, begin: int, end: int) -> Tensor:
+        """The values from `begin` up to `end`; zeros beyond the last one."""
+        found, at = [], 0
+        for part in self._parts:
+            low, high = max(begin - at, 0), min(end, self.size) - at
+            if low < min(high, part.numel()):
+                found.append(part[low:high])
+            at += part.numel()
+        values = torch.cat(found) if found else torch.empty(0)
+        return torch.nn.functional.pad(values, (0, end - begin - values.numel()))
+
+
+def by_rank(folder: Path, pattern: str, read: Callable[[Path], Any]) -> list[Any]:
+    """What `read` finds in the file of each rank, in their order.
+
+    Raises:
+        CheckpointError: the file of a rank is missing.
+    """
+    paths = {int(match[1]): path for path in folder.glob(pattern) if (match := _RANK.search(path.name))}
+    if sorted(paths) != list(range(len(paths))) or not paths:
+        raise CheckpointError(f"{folder} has files of ranks {sorted(paths)}; copy the checkpoint again")
+    return [read(paths[rank]) for rank in range(len(paths))]
+
+
+def spans(groups: Sequence[Tensor], begin: int, size: int) -> Iterator[tuple[int, slice]]:
+    """Number and slice of the flat tensors in which `size` values from `begin` on lie."""
+    start = 0
+    for number, group in enumerate(groups):
+        low, high = max(begin - start, 0), min(begin + size - start, group.numel())
+        if low < high:
+            yield number, slice(low, high)
+        start += group.numel()
