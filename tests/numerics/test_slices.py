@@ -57,6 +57,10 @@ CASES = {
     "adapter": Case("llama", {"model": LORA, **BF16}),
     "adapter-nf4": Case("llama", {"model": {"adapter": {**LORA["adapter"], "quantize": "nf4"}}}),
     "adapter-pissa": Case("llama", {"model": {"adapter": {**LORA["adapter"], "init": "pissa"}}}, whole="computed"),
+    "stage-1": Case("llama", {"zero": {"stage": 1}, "model": {"vocabulary_multiple": 64}, **BF16}),
+    "stage-2": Case("gpt2", {"zero": {"stage": 2}, **BF16}, body=True),
+    "stage-0": Case("mixtral", {"zero": {"stage": 0}, **BF16}),
+    "stage-1-adapter": Case("llama", {"zero": {"stage": 1}, "model": LORA, **BF16}),
     "pickle": Case("gpt2", {}, whole="no safetensors"),
     "spread": Case("mixtral", {"parallel": {"expert": 2}}, whole="cut whole layers"),
     "offloaded": Case("gpt2", {"zero": {"offload_parameters": True}, **BF16}),
@@ -96,7 +100,8 @@ def _engine_state(job: Job, rank: Rank) -> tuple[dict[str, Tensor], list[str]]:
         with deepspeed.zero.GatheredParameters([parameter]):
             state[name] = parameter.detach().clone()
             state[f"{name}.requires_grad"] = torch.tensor(parameter.requires_grad)
-    for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+    masters = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    for number, flat in enumerate(next((getattr(engine.optimizer, one, None) or [] for one in masters), [])):
         state[f"master.{number}"] = flat.detach().clone()
     tied = {name for name, _ in engine.module.named_parameters(remove_duplicate=False)}
     state["names"] = torch.tensor(sorted(map(hash, tied)))

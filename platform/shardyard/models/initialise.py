@@ -3,14 +3,15 @@
 The constructor's own initialisation consumes one stream of random numbers in the order in which modules are built, and
 under `deepspeed.zero.Init` it sees parameters that are already partitioned and leaves them as allocated. Here the rule
 of the family (`_init_weights` of transformers) initialises each module while its parameters are whole, from a generator
-keyed by seed and name: the same weights at every ZeRO stage and world size, with one block in memory at a time.
+keyed by seed and name: the same weights at every ZeRO stage and world size, on CPUs and GPUs, with one block in memory
+at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> list[s
     with torch.no_grad():
         for name, module, outer, subtree in _units("", model, model):
             reached = _reach(module, subtree)
-            with gathered(reached):
+            with gathered(reached), on_host(reached):
                 for inner_name, inner, rule in _post_order(name, module, _rule(outer, module), subtree):
                     torch.manual_seed(_key(seed, inner_name))
                     rule(inner)
@@ -48,6 +49,29 @@ def initialise(model: PreTrainedModel, *, seed: int, gathered: Gather) -> list[s
                 left = left - set(reached) | {parameter for parameter in reached if parameter.isnan().any()}
     torch.set_rng_state(state)
     return [name for name, parameter in model.named_parameters() if parameter in left]
+
+
+@contextmanager
+def on_host(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Context in which parameters lie on the CPU in fp32, where every rule draws.
+
+    A GPU's generator has other numbers, and in 16 bits `uniform_` draws others too. So a model that is built whole on
+    the host and then rounded starts from the same weights as one that ZeRO-3 shards as it is built.
+    """
+    plain = torch.device("cpu"), torch.float32
+    elsewhere = [
+        (parameter, parameter.data)
+        for parameter in parameters
+        if parameter.is_floating_point() and (parameter.device, parameter.dtype) != plain
+    ]
+    for parameter, data in elsewhere:
+        parameter.data = data.to(*plain)
+    try:
+        yield
+    finally:
+        for parameter, data in elsewhere:
+            data.copy_(parameter.data)
+            parameter.data = data
 
 
 def _units(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shardyard.models.build import architecture_config, construct
-from shardyard.models.initialise import initialise
+from shardyard.models.initialise import initialise, on_host
 from shardyard.recipe.schema import Model
 from support.tiny import CONFIGS
 
@@ -129,6 +129,43 @@ def test_parameters_are_gathered_a_block_at_a_time_and_each_while_it_changes(fam
     blocks = [part for module in model.modules() if isinstance(module, nn.ModuleList) for part in module]
     bound = max(sum(p.numel() for p in block.parameters()) for block in blocks)
     assert largest == max(bound, model.get_input_embeddings().weight.numel())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_weights_in_16_bits_are_those_of_fp32_rounded(family: str) -> None:
+    low = constructed(family, CONFIGS[family]).bfloat16()
+    initialise(low, seed=1, gathered=lambda _: contextlib.nullcontext())
+    expected = {name: tensor.bfloat16() for name, tensor in weights(initialised(family)).items()}
+    assert equal(weights(low), expected)
+
+
+class OnGpu:
+    """A parameter of a GPU that is not here, and its data."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        self.data: Any = self
+        self.device = torch.device("cuda", 0)
+        self.written: Tensor | None = None
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.empty(4, 3, device=device, dtype=dtype)
+
+    def copy_(self, values: Tensor) -> None:
+        self.written = values
+
+
+def test_weights_on_a_gpu_are_drawn_on_the_cpu() -> None:
+    there: Any = OnGpu()
+    with on_host([there]):
+        assert (there.data.device.type, there.data.dtype) == ("cpu", torch.float32)
+        drawn = there.data.normal_(generator=torch.Generator("cpu").manual_seed(1))
+    assert there.data is there
+    assert there.written is drawn
 
 
 def test_no_generator_is_disturbed() -> None:

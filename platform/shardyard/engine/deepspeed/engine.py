@@ -17,11 +17,12 @@ from transformers.initialization import no_init_weights
 
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
-from shardyard.engine.deepspeed.sharding import shard
+from shardyard.engine.deepspeed.sharding import fill, shard
 from shardyard.engine.mesh import Mesh
 from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
 from shardyard.models.build import construct, construct_in_slices, construct_pretrained
+from shardyard.models.frozen import DTYPES
 from shardyard.models.initialise import initialise
 from shardyard.models.kernels import use_liger
 from shardyard.models.outside import OutsideModel
@@ -30,6 +31,7 @@ from shardyard.models.slices.quirks import WholeNeededError
 from shardyard.models.vocabulary import Resized
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
+from shardyard.planning.host_memory import read_whole
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.reduction import accumulation_type
 from shardyard.recipe.precision import precision_of
@@ -126,8 +128,10 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
                 seed=recipe.train.seed,
                 sources=loaded.sources,
             )
-        if loaded.sources:
+        if loaded.sources and recipe.zero.stage == 3:
             shard(loaded.model, loaded.sources, plan)
+        elif loaded.sources:
+            fill(loaded.model, loaded.sources, DTYPES[precision_of(recipe)])
         return loaded.model
     whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
     # Values that a family's rule leaves to the constructor must be the same on every rank.
@@ -151,24 +155,23 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
 
 
 def _pretrained(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Callable[[str], None]) -> Loaded:
-    """The model with pretrained weights; at stage 3 without their values, which each rank then reads in slices."""
-    given = recipe.model, config, recipe.objective
-    if recipe.zero.stage < 3 or recipe.model.module is not None:
-        return construct_pretrained(*given, seed=recipe.train.seed)
-    adapter = recipe.model.adapter
+    """The model with pretrained weights; without their values where each rank reads its own part, or all in 16 bits."""
+    given, seed = (recipe.model, config, recipe.objective), recipe.train.seed
+    reason, fp32 = read_whole(recipe), precision_of(recipe) == "fp32"
+    if recipe.model.module is not None or (recipe.zero.stage < 3 and (fp32 or reason is not None)):
+        return construct_pretrained(*given, seed=seed)
     try:
-        if adapter is not None and (adapter.dora or adapter.init != "kaiming"):
-            raise WholeNeededError("model.adapter begins with values computed from whole weights")
-        if recipe.parallel.tensor > 1 or recipe.parallel.expert > 1:
-            raise WholeNeededError("parallel.tensor and parallel.expert cut whole layers")
-        return construct_in_slices(*given, seed=recipe.train.seed)
+        if reason is not None:
+            raise WholeNeededError(reason)
+        return construct_in_slices(*given, seed=seed)
     except WholeNeededError as error:
-        each = format_bytes(4 * plan.architecture.parameters)
-        report(
-            f"{recipe.model.pretrained} cannot be read in slices, because {error}: every rank loads all weights in "
-            f"fp32, which takes {each} of host memory for each"
-        )
-        return construct_pretrained(*given, seed=recipe.train.seed)
+        if recipe.zero.stage == 3:
+            each = format_bytes(4 * plan.architecture.parameters)
+            report(
+                f"{recipe.model.pretrained} cannot be read in slices, because {error}: every rank loads all weights in "
+                f"fp32, which takes {each} of host memory for each"
+            )
+        return construct_pretrained(*given, seed=seed)
 
 
 def _name_other_base(adapter: Adapter, base: str, report: Callable[[str], None]) -> None:

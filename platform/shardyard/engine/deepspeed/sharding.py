@@ -1,8 +1,9 @@
-"""Sharding a model whose weights have not been read: each rank reads its own part of each."""
+"""Reading the weights of a model: each rank its own part of each, or all of them."""
 
 from __future__ import annotations
 
 import deepspeed
+import torch
 from torch import nn
 
 from shardyard.engine.deepspeed import quirks
@@ -25,6 +26,12 @@ def shard(model: nn.Module, sources: Sources, plan: RunPlan) -> None:
     # The engine moves no module that is partitioned already.
     for buffer in model.buffers():
         buffer.data = buffer.data.to(init.local_device)
+
+
+def fill(model: nn.Module, sources: Sources, dtype: torch.dtype) -> None:
+    """Read all weights of a model on this rank, in the precision to which the engine would round them."""
+    for parameter in model.parameters():
+        sources.fill(parameter, dtype)
 
 
 def start_frozen(plan: RunPlan, model: nn.Module, sources: Sources) -> nn.Module:

@@ -173,11 +173,17 @@ class Sources(dict[nn.Parameter, Source]):
         found = self.get(parameter)
         return Held(parameter.detach()) if found is None else found
 
-    def fill(self, parameter: nn.Parameter) -> None:
-        """Read the values of a parameter, whole."""
+    def fill(self, parameter: nn.Parameter, dtype: torch.dtype | None = None) -> None:
+        """Read the values of a parameter, whole, in its own precision or another."""
         source = self.pop(parameter, None)
         if source is not None:
-            parameter.data = whole(source, parameter.dtype)
+            values = source.part(0, parameter.numel(), dtype or parameter.dtype)
+            parameter.data = values.clone().view(parameter.shape) if _is_part(values) else values.view(parameter.shape)
+
+
+def _is_part(values: Tensor) -> bool:
+    """Whether a tensor keeps the memory of a larger one alive."""
+    return values.untyped_storage().nbytes() > values.numel() * values.element_size()
 
 
 def equal(one: Source, other: Source) -> bool:
