@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shardyard.engine.checkpoint.weights import live_weights
+from shardyard.engine.checkpoint.weights import EngineWeights
 from shardyard.engine.components import make_components
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.sharding import start_frozen
@@ -113,7 +113,12 @@ def measure(rank: Rank, job: Job, destination: str, whole: bool) -> Peaks:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     components, mesh = make_components(job.recipe), make_mesh(job.plan.mesh, rank)
     given: Any = (job.recipe.model, components.config)
-    construct_in_slices(*given)  # imports the family
+    # What is imported late, and the buffers of the collectives, by a model of the same family.
+    small = write_model(Path(f"{destination}-small-{rank.rank}"), 1e5)
+    first = construct_in_slices(job.recipe.model.model_copy(update={"pretrained": str(small)}), components.config)
+    start_frozen(job.plan, first.model.requires_grad_(False), first.sources)
+    construct_in_slices(*given)
+    del first
     before = peak_bytes(reset=True)
     loaded = construct_pretrained(*given) if whole else construct_in_slices(*given)
     sources = loaded.sources or Sources()
@@ -123,7 +128,7 @@ def measure(rank: Rank, job: Job, destination: str, whole: bool) -> Peaks:
     export_model(
         Path(destination),
         config=components.config,
-        weights=live_weights(engine, mesh),
+        weights=EngineWeights(engine, mesh),
         tokenizer=None,
         card="",
         shard_bytes=SHARD_BYTES,

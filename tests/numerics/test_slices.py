@@ -147,7 +147,7 @@ def compare(rank: Rank, jobs: dict[str, Job]) -> dict[str, tuple[list[str], list
             if one.dtype != other.dtype or one.device != other.device or not torch.equal(one, other):
                 differing.append(key)
         found[name] = differing, told
-    for name in FROZEN:
+    for name in (one for one in FROZEN if one in jobs):
         away, share, trained = frozen_models(rank, jobs[name])
         found[f"frozen {name}"] = [f"{away} {share} {trained}"] if away > 1e-6 or share > 0.65 or trained else [], []
     return found

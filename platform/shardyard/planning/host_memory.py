@@ -13,8 +13,8 @@ GPUS_PER_NODE = 8  # typical for large runs
 # Interpreter, torch, Ray's worker and the loader's buffers; with a GPU also CUDA's context and pinned memory.
 RANK_BYTES = 2 * 1024**3
 GPU_RANK_BYTES = 8 * 1024**3
-# Small weights are exported in pieces of 64 MiB, and read and written ones exist twice.
-SMALLEST_BLOCK_BYTES = 2 * 64 * 1024**2
+# Small weights are exported in pieces of 64 MiB; measured, the buffers of gathering and writing take five of them.
+SMALLEST_BLOCK_BYTES = 6 * 64 * 1024**2
 
 
 def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tuple[int, str]:
