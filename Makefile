@@ -61,6 +61,7 @@ seeds: $(ALL) ## train RECIPE (gpt/quickstart) with three seeds and print the me
 breadth: $(ALL) ## train every model type of transformers under every objective, in two hours on two cores; see docs/families.md
 	@PYTHONPATH=tests $(BIN)/python -m breadth.matrix .breadth.jsonl
 	@PYTHONPATH=tests $(BIN)/python -m breadth.keep .breadth.jsonl
+	@PYTHONPATH=tests $(BIN)/python -m breadth.axes
 	@$(BIN)/python docs/develop/write_families.py
 
 stages: $(ALL) ## train every objective and adapter at every ZeRO stage on one and two ranks; the tests take a sample of the stages

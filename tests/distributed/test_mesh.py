@@ -14,7 +14,7 @@ from shardyard.engine.assemble import assemble
 from shardyard.engine.deepspeed.batch_norm import RunningStatistics
 from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.job import Job
-from shardyard.engine.mesh import Axis, Mesh, make_mesh
+from shardyard.engine.mesh import AXES, Axis, Mesh, make_mesh
 from shardyard.engine.step import train_step
 from shardyard.engine.sums import Sums, sum_over_ranks
 from shardyard.engine.world import Rank
@@ -29,13 +29,15 @@ from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 
-# An axis that no recipe has: the ranks of a pair read the same rows.
+# The ranks of a pair read the same rows; here nothing splits a model along the axis.
 PAIRS = MeshShape((("expert_data", 2), ("expert", 1), ("tensor", 2)))
 SHAPES = {
     "data alone": data_mesh(4),
     "experts": MeshShape((("expert_data", 2), ("expert", 2))),
     "pairs": PAIRS,
     "experts and pairs": MeshShape((("expert_data", 1), ("expert", 2), ("tensor", 2))),
+    "sequences": MeshShape((("expert_data", 2), ("expert", 1), ("sequence", 2))),
+    "sequences of pairs": MeshShape((("expert_data", 1), ("expert", 1), ("sequence", 2), ("tensor", 2))),
 }
 STEPS = 5
 # A hook from outside that sums along an axis.
@@ -78,7 +80,7 @@ def _seen(mesh: Mesh) -> dict[str, Any]:
     layer.running_mean.fill_(mesh.rank)
     RunningStatistics(layer, mesh.data).average()
     return {
-        **{name: _talk(getattr(mesh, name), mesh.rank) for name in ("world", "data", "expert")},
+        **{name: _talk(getattr(mesh, name), mesh.rank) for name in AXES},
         "first": mesh.from_first(f"rank {mesh.rank}"),
         "sums": (totals.losses["loss"], float(totals.observed["table"][1, 1]), *sum_over_ranks([mesh.rank], mesh)),
         "flags": flags,
@@ -101,13 +103,16 @@ def test_groups_reduce_over_what_they_say() -> None:
     by_rank = run_ranks(4, on_each_mesh)
     for name, shape in SHAPES.items():
         for rank, seen in enumerate(found[name] for found in by_rank):
-            for axis in ("world", "data", "expert"):
+            for axis in AXES:
                 ranks = shape.ranks(axis, rank)
                 powers = sum(10.0**other for other in ranks)
                 assert seen[axis] == (ranks, shape.index(axis, rank), list(ranks), powers, powers), (name, axis, rank)
             data = shape.ranks("data", rank)
             powers = sum(10.0**other for other in data)
-            assert seen["sums"] == (powers, powers, sum(data))
+            # Ranks of a sequence compute different tokens.
+            adding = shape.ranks("zero", rank)
+            summed = sum(10.0**other for other in adding)
+            assert seen["sums"] == (summed, summed, sum(adding))
             # Whatever the axes are, all ranks hear what rank 0 has to say.
             assert (seen["first"], seen["flags"]) == ("rank 0", [1.0])
             assert seen["rows"] == ([float(other) for other in data], data.index(rank), powers)
@@ -158,11 +163,9 @@ def test_ranks_that_share_rows_change_nothing_of_what_is_trained(tmp_path: Path)
     )
     two = tiny_job(recipe, tmp_path / "runs", world_size=2)
     plan = prepare(recipe, World(size=2, gpu=False))
-    # DeepSpeed, which is told of no axis, takes all four ranks for data-parallel ones.
-    deepspeed = {**plan.deepspeed, "train_batch_size": 2 * recipe.train.global_batch}
     four = replace(
         tiny_job(recipe, tmp_path / "runs", world_size=4),
-        plan=replace(plan, world=World(size=4, gpu=False), mesh=PAIRS, deepspeed=deepspeed),
+        plan=replace(plan, world=World(size=4, gpu=False), mesh=PAIRS),
     )
     alone, paired = run_ranks(2, trained, two), run_ranks(4, trained, four)
     assert alone[0]["rows"] != alone[1]["rows"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from functools import partial
 
 from shardyard.data.mixture.batches import stage_batches
@@ -18,6 +19,7 @@ from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.registry import HookInputs, outside_hooks
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.parallel.rows import on_shared_rows, whole_rows
 from shardyard.engine.prediction import predicted
 from shardyard.engine.session import Session
 from shardyard.engine.shared_rows import shared_held_out
@@ -65,6 +67,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     generation.adopt(engine.module, generates)
     shard = partial(start_frozen, plan) if recipe.zero.stage == 3 else None
     components = with_frozen(recipe, components, mesh.device, engine.module, shard=shard, report=report)
+    components = replace(components, objective=on_shared_rows(components.objective, engine.module, recipe, mesh))
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,
@@ -190,7 +193,14 @@ def _add_hooks(session: Session, components: Components) -> None:
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
         sample = SampleHook(
-            session.engine, session.tokenizer, recipe.sample, session.mesh, events, every=every, chat=chat
+            session.engine,
+            session.tokenizer,
+            recipe.sample,
+            session.mesh,
+            events,
+            every=every,
+            chat=chat,
+            around=partial(whole_rows, session.objective),
         )
     acting = [hook for hook in (session.mixture, stopping, sample, session.checkpoint) if hook is not None]
     ours = [evaluate, session.recorder, *acting]

@@ -26,6 +26,7 @@ from shardyard.engine.hooks.evaluate import EvaluateHook
 from shardyard.engine.hooks.sampling import SampleHook
 from shardyard.engine.job import Job
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.parallel.rows import on_shared_rows, whole_rows
 from shardyard.engine.shared_rows import shared_held_out
 from shardyard.engine.step import train_step
 from shardyard.engine.world import ranks_here
@@ -110,6 +111,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
     engine = start_engine(recipe, plan, components.config, mesh)
     shard = partial(start_frozen, plan) if recipe.zero.stage == 3 else None
     components = with_frozen(recipe, components, mesh.device, engine.module, shard=shard)
+    objective = on_shared_rows(components.objective, engine.module, recipe, mesh)
     loader = TrainLoader(
         components.format_inputs,
         objective=recipe.objective,
@@ -126,7 +128,7 @@ def measure(job: Job, mesh: Mesh) -> Pace:
     hooks: list[Hook] = [
         EvaluateHook(
             engine,
-            components.objective,
+            objective,
             shared_held_out(recipe, components, job.folder, mesh),
             mesh,
             micro_batch=plan.micro_batch,
@@ -135,9 +137,12 @@ def measure(job: Job, mesh: Mesh) -> Pace:
     ]
     if recipe.sample.prompts:
         chat = objective_spec(recipe.objective).chat
-        hooks.append(SampleHook(engine, components.tokenizer, recipe.sample, mesh, NullEventLog(), chat=chat))
+        around = partial(whole_rows, objective)
+        hooks.append(
+            SampleHook(engine, components.tokenizer, recipe.sample, mesh, NullEventLog(), chat=chat, around=around)
+        )
     try:
-        times = _timed(lambda: train_step(engine, components.objective, next(loader), mesh), mesh)
+        times = _timed(lambda: train_step(engine, objective, next(loader), mesh), mesh)
         started = time.monotonic()
         for hook in hooks:
             hook.on_step(StepRecord(0, {}))

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from shardyard.engine.world import Rank
 from shardyard.recipe.mesh import MeshShape, data_mesh
 
-AXES = ("world", "data", "tensor", "sequence", "expert")
+AXES = ("world", "data", "zero", "tensor", "sequence", "expert")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Mesh:
     """The position of this rank in the mesh. Sizes and groups belong to the axes.
 
     world: all ranks, for joint decisions and for files that the ranks write or check in shares.
-    data: the ranks that read different rows, for data streams, losses and metrics; ZeRO shards over them.
+    data: the ranks that read different rows, for data streams.
+    zero: the ranks that hold the same weights, along `data` and `sequence`: they compute different tokens, so losses
+        and gradients are sums over them; ZeRO shards over them.
     tensor: the ranks that share the matrices of a layer. sequence: the ranks that share the tokens of a row.
     expert: the data-parallel ranks that share the experts of a layer.
     """
@@ -67,6 +69,7 @@ class Mesh:
     here: Rank
     world: Axis
     data: Axis
+    zero: Axis
     tensor: Axis
     sequence: Axis
     expert: Axis
@@ -100,7 +103,7 @@ def make_mesh(shape: MeshShape, here: Rank) -> Mesh:
 def single_process(device: torch.device) -> Mesh:
     """The mesh of a single process, without `torch.distributed`."""
     one = Axis(size=1, index=0, ranks=(0,), group=None)
-    return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one, one, one)
+    return Mesh(data_mesh(1), Rank(rank=0, world_size=1, local_rank=0, device=device), one, one, one, one, one, one)
 
 
 def separate(axis: Axis) -> Axis:

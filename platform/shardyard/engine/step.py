@@ -82,8 +82,8 @@ def start_step(
     """Forward, backward and update.
 
     Each loss term is divided by its targets in the whole global batch, so neither the number of ranks nor the number of
-    micro-batches changes the loss. DeepSpeed averages gradients over the data-parallel ranks; multiplying by their
-    number turns the average into the sum that this mean needs.
+    micro-batches changes the loss. DeepSpeed averages gradients over the ranks with the same weights; multiplying by
+    their number turns the average into the sum that this mean needs.
 
     Nothing here waits for the device, except what DeepSpeed does in its `step` (docs/develop/speed.md): sums are
     accumulated on the device, and the few numbers that every step needs (losses, counts, gradient norm, flags) start
@@ -114,14 +114,14 @@ def start_step(
         with span("forward"), unseen:
             measured = objective.measure(engine, part)
         if scales is None:
-            factors = numbers_on(mesh.device, [objective.weights[term] * mesh.data.size for term in terms])
+            factors = numbers_on(mesh.device, [objective.weights[term] * mesh.zero.size for term in terms])
             scales = _scales(factors, pending.on_device())
         losses = [measured.losses[term] for term in terms]
         loss = torch.stack([value * scale.to(value.dtype) for value, scale in zip(losses, scales, strict=True)]).sum()
         with span("backward"):
             backward(engine, loss)
         with span("update"):
-            norm = plain_gradient_norm(engine)
+            norm = plain_gradient_norm(engine, mesh)
             engine.step()
         sums.add(measured)
     norm = engine.get_global_grad_norm() if norm is None else norm

@@ -14,11 +14,11 @@ from shardyard.objectives.base import Measured, Totals
 
 
 class PendingSum:
-    """An asynchronous sum over the data-parallel ranks."""
+    """An asynchronous sum over the ranks that compute different tokens."""
 
     def __init__(self, values: Sequence[float], mesh: Mesh) -> None:
         self._tensor = numbers_on(mesh.device, values)
-        self._work = mesh.data.start_sum(self._tensor)
+        self._work = mesh.zero.start_sum(self._tensor)
 
     def on_device(self) -> Tensor:
         """The sums [N] in fp64, one for each given value; the host does not wait for the device."""
@@ -33,7 +33,7 @@ class PendingSum:
 
 
 def sum_over_ranks(values: Sequence[float], mesh: Mesh) -> list[float]:
-    """Element-wise sums over the data-parallel ranks."""
+    """Element-wise sums over the ranks that compute different tokens."""
     return PendingSum(values, mesh).wait()
 
 
@@ -53,19 +53,19 @@ class Sums:
                 into[name] = into[name] + wide if name in into else wide
 
     def over_ranks(self, mesh: Mesh, extras: Sequence[float] = ()) -> RankSums:
-        """The sums over the data-parallel ranks only, because other ranks read the same rows.
+        """The sums over the ranks that compute different tokens; others compute the same ones.
 
-        `extras` are summed over all ranks, in the same collective if all ranks are data-parallel. All ranks call this.
+        `extras` are summed over all ranks, in the same collective if all compute different tokens. All ranks call this.
         """
         names, observed = sorted(self._losses), sorted(self._observed)
         tensors = [self._losses[name] for name in names] + [self._observed[name] for name in observed]
         tensors.append(numbers_on(self._device, extras))
         sizes = [tensor.numel() for tensor in tensors]
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        if mesh.data.size == mesh.world.size:
-            mesh.data.sum(flat)
+        if mesh.zero.size == mesh.world.size:
+            mesh.zero.sum(flat)
         else:
-            mesh.data.sum(flat[: sum(sizes[:-1])])
+            mesh.zero.sum(flat[: sum(sizes[:-1])])
             mesh.world.sum(flat[sum(sizes[:-1]) :])
         parts = [part.view(tensor.shape) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True)]
         return RankSums(

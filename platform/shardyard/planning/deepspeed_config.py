@@ -6,12 +6,14 @@ https://www.deepspeed.ai/docs/config-json/.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from shardyard.planning.reduction import accumulation_type, bucket_elements, prefetch_elements
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
+from shardyard.recipe.tensor_plans import TENSOR_PLANS
 
 
 def deepspeed_config(
@@ -28,7 +30,8 @@ def deepspeed_config(
         parameters: those that are trained; default buckets have no more.
     """
     compiled: dict[str, object] = {
-        "train_batch_size": recipe.train.global_batch,
+        # DeepSpeed takes the ranks of a sequence for data-parallel ones.
+        "train_batch_size": recipe.train.global_batch * recipe.parallel.sequence,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.train.gradient_clipping,
@@ -43,6 +46,8 @@ def deepspeed_config(
     optimizer = _optimizer(recipe.optimizer, recipe.zero, gpu=gpu)
     if optimizer is not None:
         compiled["optimizer"] = optimizer
+    if recipe.parallel.tensor > 1:
+        compiled["tensor_parallel"] = _tensor_parallel(recipe)
     if recipe.parallel.expert > 1:
         compiled["expert_parallel"] = _expert_parallel(recipe)
     return compiled
@@ -103,6 +108,27 @@ def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) 
             "sub_group_size": 1_000_000_000,
         }
     return compiled
+
+
+def _tensor_parallel(recipe: Recipe) -> dict[str, object]:
+    """AutoTP: the matrices of each layer are split over consecutive ranks; norms, embeddings and the head are whole."""
+    plan = TENSOR_PLANS[recipe.model.family]
+    kinds = (("column", plan.columns, False), ("row", plan.rows, False), ("skip", plan.summed, True))
+    specs = [
+        {
+            "patterns": [rf".*\.{re.escape(name)}\.weight$" for name in names],
+            "partition_type": kind,
+            "grad_allreduce": summed,
+        }
+        for kind, names, summed in kinds
+        if names
+    ]
+    return {
+        "autotp_size": recipe.parallel.tensor,
+        "tp_overlap_comm": False,
+        "vocab_parallel_lm_head": False,
+        "partition_config": {"use_default_specs": False, "layer_specs": specs},
+    }
 
 
 def _expert_parallel(recipe: Recipe) -> dict[str, object]:

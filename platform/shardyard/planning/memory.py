@@ -8,6 +8,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
+from shardyard.recipe.isolation import is_packed
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
@@ -63,15 +64,13 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     # ZeRO keeps an fp32 master copy of its partition even if the parameters are fp32.
     master = 4 * count if stage or width == 2 else 0
     optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
-    # Ranks that share rows hold the same weights, so ZeRO shards over them as well.
-    shards = mesh.data * mesh.sequence
     if stage >= 1:
-        optimizer //= shards
+        optimizer //= mesh.zero
     if stage >= 2:
-        gradients //= shards
+        gradients //= mesh.zero
     gathered = 0
     if stage == 3:
-        parameters //= shards
+        parameters //= mesh.zero
         block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
         gathered = 2 * width * max(0, block)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
@@ -87,10 +86,10 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
-        activations_bytes=activations,
+        activations_bytes=activations + _mask_of_shared_rows(recipe, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
         logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
-        buffers_bytes=bucket_bytes(recipe, count, shards) + _second_gradients(recipe, gradients, mesh, micro_batch),
+        buffers_bytes=bucket_bytes(recipe, count, mesh.zero) + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded + inputs,
     )
 
@@ -104,11 +103,14 @@ def _second_gradients(recipe: Recipe, gradients: int, mesh: MeshShape, micro_bat
 
 
 def on_a_tensor_rank(architecture: Architecture, mesh: MeshShape) -> Architecture:
-    """The weights of one rank of a tensor-parallel group: an equal part of every matrix of the blocks and of an untied
-    output head, and the whole embeddings and routed experts."""
+    """The weights of one rank of a tensor-parallel group: an equal part of every matrix of the blocks, and the whole
+    embeddings, output head and routed experts."""
     if mesh.tensor == 1:
         return architecture
-    whole = architecture.vocabulary * architecture.hidden_size + architecture.expert_parameters
+    head = architecture.vocabulary * architecture.hidden_size
+    used = architecture.active_parameters or architecture.parameters
+    # Embeddings and head; the head is counted once if it is tied.
+    whole = max(0, used - architecture.matmul_parameters) + head + architecture.expert_parameters
     own = whole + max(0, architecture.parameters - whole) // mesh.tensor
     share = own / architecture.parameters
     experts = architecture.expert_parameters // max(1, architecture.layers)
@@ -129,6 +131,13 @@ def _block_share(mesh: MeshShape) -> float:
     which ranks of a tensor-parallel group hold whole.
     """
     return (10 + 24 / mesh.tensor) / 34
+
+
+def _mask_of_shared_rows(recipe: Recipe, mesh: MeshShape, micro_batch: int) -> int:
+    """The mask of whole rows that every rank of a sequence builds if their documents do not see each other."""
+    if mesh.sequence == 1 or not is_packed(recipe) or recipe.data.isolation == "rows":
+        return 0
+    return micro_batch * (recipe.data.sequence_length or 0) ** 2
 
 
 def _parameter_bytes(recipe: Recipe) -> int:

@@ -280,7 +280,7 @@ def _mesh_reason(recipe: Recipe, mesh: MeshShape) -> str:
         reason = "all ranks are data-parallel"
     else:
         inner = [f"{name} {mesh.size(name)}" for name in ("tensor", "sequence") if mesh.size(name) > 1]
-        reason = f"{mesh.world} ranks / ({' × '.join(inner)}) read different rows"
+        reason = f"{mesh.world} ranks / ({' × '.join(inner)}) = {mesh.data} that read different rows"
     return reason + (f"; groups of {mesh.expert} of them share experts" if recipe.parallel.expert > 1 else "")
 
 

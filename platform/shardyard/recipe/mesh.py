@@ -12,8 +12,12 @@ from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.schema import Recipe
 
 # Axes that consist of others, outermost first. Experts are distributed over data-parallel ranks: ranks that share a
-# layer's experts differ in `expert`, ranks that hold the same experts differ in `expert_data`.
-_JOINED = {"data": ("expert_data", "expert")}
+# layer's experts differ in `expert`, ranks that hold the same experts differ in `expert_data`. Where ranks share rows
+# or layers as well, those that do share experts too: `expert` then consists of `expert_rows` and the axes within.
+_JOINED = {
+    "data": ("expert_data", "expert", "expert_rows"),
+    "zero": ("expert_data", "expert", "expert_rows", "sequence"),
+}
 # The axes whose sizes a recipe gives.
 _GIVEN = ("expert", "sequence", "tensor")
 # GPUs of a usual node. Groups of experts that are larger span nodes.
@@ -32,7 +36,7 @@ class MeshShape:
 
     def __str__(self) -> str:
         """`data 8, expert 2`."""
-        others = [name for name, size in self.axes if size > 1 and name != "expert_data"]
+        others = [name for name in _GIVEN if self.size(name) > 1]
         return ", ".join(f"{name} {self.size(name)}" for name in ("data", *others))
 
     @property
@@ -42,8 +46,13 @@ class MeshShape:
 
     @property
     def data(self) -> int:
-        """The data-parallel size: the number of ranks that read different rows. ZeRO shards over them."""
+        """The data-parallel size: the number of ranks that read different rows."""
         return self.size("data")
+
+    @property
+    def zero(self) -> int:
+        """Number of ranks that hold the same weights: those along `data` and `sequence`. ZeRO shards over them."""
+        return self.size("zero")
 
     @property
     def tensor(self) -> int:
@@ -96,7 +105,12 @@ class MeshShape:
         return {"world_size": self.world, **{f"{name}_parallel": self.size(name) for name in _GIVEN}}
 
     def _members(self, axis: str) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.axes) if axis == "world" else _JOINED.get(axis, (axis,))
+        names = tuple(name for name, _ in self.axes)
+        if axis == "world":
+            return names
+        if axis == "expert" and "expert_rows" in names:
+            return ("expert_rows", "sequence", "tensor")
+        return _JOINED.get(axis, (axis,))
 
     def _places(self, rank: int) -> list[int]:
         """The index of a rank along each of `axes`."""
@@ -123,9 +137,12 @@ def mesh_shape(recipe: Recipe, ranks: int) -> MeshShape:
     if problem is not None:
         raise RecipeError("plan", [Problem("", *problem)])
     parallel = recipe.parallel
-    rest = ranks // (parallel.tensor * parallel.sequence * parallel.expert)
-    within = (("sequence", parallel.sequence), ("tensor", parallel.tensor))
-    return MeshShape((("expert_data", rest), ("expert", parallel.expert), *(axis for axis in within if axis[1] > 1)))
+    inner = parallel.sequence * parallel.tensor
+    within = [axis for axis in (("sequence", parallel.sequence), ("tensor", parallel.tensor)) if axis[1] > 1]
+    if inner > 1 and parallel.expert > 1:
+        rows = parallel.expert // inner
+        return MeshShape((("expert_data", ranks // parallel.expert), ("expert_rows", rows), *within))
+    return MeshShape((("expert_data", ranks // inner // parallel.expert), ("expert", parallel.expert), *within))
 
 
 def size_problem(recipe: Recipe, ranks: int) -> tuple[str, str] | None:
@@ -137,11 +154,12 @@ def size_problem(recipe: Recipe, ranks: int) -> tuple[str, str] | None:
         own, other = getattr(parallel, name), within // getattr(parallel, name)
         return f"parallel.{name}", _uncut(ranks, own, other, "that share a layer" if name == "tensor" else "of a row")
     data = ranks // within
-    if data % parallel.expert:
-        if within == 1:
-            return "parallel.expert", _uncut(ranks, parallel.expert, 1, "that share experts")
-        message = f"{data} data-parallel rank(s) ({ranks} / {within}) cannot be cut into groups of {parallel.expert} "
-        return "parallel.expert", f"{message}that share experts; set it to {_divisors(data, parallel.expert)}"
+    if ranks % parallel.expert:
+        return "parallel.expert", _uncut(ranks, parallel.expert, 1, "that share experts")
+    if parallel.expert > 1 and parallel.expert % within:
+        fitting = ", ".join(str(n) for n in range(within, ranks + 1, within) if ranks % n == 0)
+        message = f"{within} ranks share a row or its layers, and so they share experts too"
+        return "parallel.expert", f"{message}; set it to one of {fitting}, or to 1"
     if parallel.data not in ("rest", data):
         message = f"is {parallel.data}, but {ranks} ranks / {within} leave {data}; set it to {data} or rest, or train "
         return "parallel.data", f"{message}on {int(parallel.data) * within} ranks (cluster.workers)"
@@ -158,17 +176,13 @@ def _uncut(ranks: int, size: int, other: int, what: str) -> str:
     )
 
 
-def _divisors(total: int, below: int) -> str:
-    return ", ".join(str(n) for n in range(below - 1, 0, -1) if total % n == 0)
-
-
 def ranks_together(recipe: Recipe) -> int:
     """Number of consecutive ranks that exchange activations in every layer and therefore share a node.
 
     Experts that more ranks share than a usual node has GPUs lie on several nodes.
     """
     within = recipe.parallel.tensor * recipe.parallel.sequence
-    together = within * recipe.parallel.expert
+    together = max(within, recipe.parallel.expert)
     return together if together <= USUAL_NODE else within
 
 

@@ -104,6 +104,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         "activation_offloading enable_activation_offloading cpu_checkpointing offload_checkpoints",
         "",
     ),
+    ("model.mlp_chunk", "tiled_mlp tiled_mlp_num_shards mlp_tiling", "tokens at a time, not a number of parts"),
     ("model.compile", "torch_compile use_compile compile_model", ""),
     ("model.kernels", "use_liger_kernel use_liger liger_kernel enable_liger_kernel fused_kernels", ""),
     ("model.freeze", "frozen freeze_layers unfrozen_parameters", ""),

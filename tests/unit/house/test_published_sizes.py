@@ -36,6 +36,7 @@ SIZES = {
     "gpt/llama2-13b": Size(13.02e9, 13_015_864_320),
     "gpt/llama2-70b": Size(68.98e9, 68_976_648_192),
     "gpt/llama3-8b": Size(8.03e9, 8_030_261_248),
+    "gpt/llama3-8b-128k": Size(8.03e9, 8_030_261_248),
     "gpt/palm-540b": Size(540.35e9),
     "moe/mixtral-8x7b": Size(46.7e9, 46_702_792_704, active=12.9e9),
     # Embeddings are active by this count; the report's 3.3B and 37B are round.

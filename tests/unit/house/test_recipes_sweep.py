@@ -119,8 +119,8 @@ def test_a_recipe_can_be_planned(name: str) -> None:
     assert plan.architecture.parameters > 0
     assert plan.steps > found.recipe.schedule.warmup
     assert plan.flops > 0
-    assert plan.micro_batch * plan.accumulation * plan.world.size == found.recipe.train.global_batch
-    assert plan.deepspeed["train_batch_size"] == found.recipe.train.global_batch
+    assert plan.micro_batch * plan.accumulation * plan.mesh.data == found.recipe.train.global_batch
+    assert plan.deepspeed["train_batch_size"] == plan.micro_batch * plan.accumulation * plan.mesh.zero
     # Shapes alone: 540B weights take as long as 5M. Alone on a machine it is well below a second.
     assert found.seconds < 5.0
 

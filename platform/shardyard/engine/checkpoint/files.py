@@ -44,7 +44,7 @@ class FileEntry:
 
 
 class Manifest(TypedDict):
-    """manifest.json. `world_size`, `zero_stage`, `precision` and `expert_parallel` are those of the run that wrote it.
+    """manifest.json. `world_size`, `zero_stage`, `precision` and the sizes of axes are those of the run that wrote it.
 
     good: whether a run may continue from the checkpoint; `why` is the reason, if recorded.
     """
@@ -57,6 +57,8 @@ class Manifest(TypedDict):
     zero_stage: int
     precision: str
     expert_parallel: NotRequired[int]
+    sequence_parallel: NotRequired[int]
+    tensor_parallel: NotRequired[int]
     files: dict[str, FileFields]
     sha256: str
 

@@ -26,12 +26,13 @@ from shardyard.engine.checkpoint.stored import Stored, in_file
 from shardyard.engine.checkpoint.tensor_files import read_tensors
 from shardyard.engine.deepspeed.quirks import release_parameters
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.parallel.tensor import joined
 from shardyard.errors import CheckpointError
-from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource
+from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource, on_meta
+from shardyard.recipe.tensor_plans import split_dimension
 from shardyard.tracking.run.folder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_WHOLE = f"{ENGINE_TAG}/mp_rank_00_model_states.pt"
 
 
 class EngineWeights:
@@ -45,7 +46,9 @@ class EngineWeights:
         self._mesh = mesh
         spread = [name for name, _ in parallel_layers(model)]
         self._experts = {f"{layer}.experts.{part}" for layer in spread for part in PARTS}
-        self.collective = engine.zero_optimization_stage() == 3 or (mesh.expert.size > 1 and bool(spread))
+        self._split = {name for name in self._held if mesh.tensor.size > 1 and split_dimension(name) is not None}
+        several = bool(self._split) or (mesh.expert.size > 1 and bool(spread))
+        self.collective = engine.zero_optimization_stage() == 3 or several
         self.tensors: Mapping[str, Tensor] = {name: self._like(name) for name in self._held}
 
     def read(self, names: Sequence[str], keepers: Collection[int]) -> Mapping[str, Tensor]:
@@ -60,6 +63,9 @@ class EngineWeights:
                     for keeper in sorted(keepers):
                         experts = gathered_experts(self._held[name].detach(), self._mesh.expert, keeper)
                         found |= {} if experts is None else {name: experts}
+                elif name in self._split:
+                    joint = joined(name, self._held[name].detach(), self._mesh.tensor)
+                    found |= {name: joint.cpu()} if own else {}
                 elif own:
                     # Gathered memory is freed after the block.
                     found[name] = self._held[name].detach().to("cpu", copy=True)
@@ -70,6 +76,10 @@ class EngineWeights:
         shape = torch.Size(getattr(held, "ds_shape", held.shape))
         if name in self._experts:
             shape = torch.Size((shape[0] * self._mesh.expert.size, *shape[1:]))
+        if name in self._split:
+            dim, sizes = split_dimension(name) or 0, list(shape)
+            sizes[dim] *= self._mesh.tensor.size
+            shape = torch.Size(sizes)
         return torch.empty(shape, dtype=held.dtype, device="meta")
 
 
@@ -132,10 +142,17 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         trust: load checkpoint files that may execute code.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert parallelism.
+        CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert or tensor
+            parallelism.
     """
     manifest = files.read_manifest(folder)
-    parallel = manifest.get("expert_parallel", 1)
+    parallel, split = manifest.get("expert_parallel", 1), manifest.get("tensor_parallel", 1)
+    if manifest["zero_stage"] == 3 and split > 1:
+        raise CheckpointError(
+            f"{folder} holds layers that are split over {split} ranks in the shards of ZeRO-3, which only those ranks "
+            f"can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes final/ at "
+            "its end"
+        )
     if manifest["zero_stage"] == 3 and parallel > 1:
         raise CheckpointError(
             f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
@@ -148,13 +165,22 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
     read = partial(read_tensors, trust=trust, mmap=True)
     if manifest["zero_stage"] == 3:
         return CheckpointWeights(partitioned_weights(folder / ENGINE_TAG, DTYPES[precision], read))
-    stored = {name: in_file(tensor) for name, tensor in read(folder / _WHOLE)["module"].items()}
+    parts = [read(folder / ENGINE_TAG / f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in range(split)]
+    stored = {name: _of_parts(name, [part[name] for part in parts]) for name in parts[0]}
     if parallel > 1:
         stored |= experts_of_files(folder / ENGINE_TAG, read)
         layers = sorted({name.rpartition(".experts.")[0] for name in stored if name.endswith(".experts.w1")})
         derived = as_transformers({name: one.like for name, one in stored.items()}, layers)
         stored = {name: Stored(one.like, partial(_computed, one, stored)) for name, one in derived.items()}
     return CheckpointWeights(stored)
+
+
+def _of_parts(name: str, parts: Sequence[Tensor]) -> Stored:
+    """A weight of which each tensor-parallel rank has stored its part, or all of it."""
+    dim = split_dimension(name)
+    if len(parts) == 1 or dim is None:
+        return in_file(parts[0])
+    return Stored(torch.cat([on_meta(part) for part in parts], dim), partial(torch.cat, list(parts), dim))
 
 
 def _files_with_weights(manifest: files.Manifest) -> list[str]:

@@ -19,12 +19,14 @@ from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.deepspeed.sharding import fill, shard
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.parallel.quirks import use_groups
 from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
 from shardyard.models.build import construct, construct_in_slices, construct_pretrained
 from shardyard.models.frozen import DTYPES
 from shardyard.models.initialise import initialise
 from shardyard.models.kernels import use_liger
+from shardyard.models.mlp_chunks import chunk_mlps
 from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import Loaded, freeze
 from shardyard.models.slices.quirks import WholeNeededError
@@ -68,8 +70,12 @@ def start_engine(
         use_liger(model, recipe.model.label, mesh.device)
     if precision_of(recipe) != "fp32":
         normalise_in_fp32(model)
+    if recipe.model.mlp_chunk:
+        chunk_mlps(model, recipe.model.mlp_chunk)
+    groups = use_groups(mesh)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
+        mpu=groups,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, lr_of_b(recipe)),
         optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
         config=plan.deepspeed,
@@ -83,9 +89,9 @@ def start_engine(
         quirks.accumulate_in_fp32(engine)
     if recipe.model.compile:
         engine.compile()
-    # Ranks draw different dropout masks, unless they read the same rows. The weights above came from separate
+    # Ranks draw different dropout masks, unless they compute the same tokens. The weights above came from separate
     # generators.
-    torch.manual_seed(recipe.train.seed + mesh.data.index)
+    torch.manual_seed(recipe.train.seed + mesh.zero.index)
     return engine
 
 
@@ -133,7 +139,12 @@ def _build(recipe: Recipe, plan: RunPlan, config: PreTrainedConfig, report: Call
         elif loaded.sources:
             fill(loaded.model, loaded.sources, DTYPES[precision_of(recipe)])
         return loaded.model
-    whole = recipe.zero.stage < 3 or (recipe.model.module is None and _reparametrised(recipe, config))
+    # AutoTP splits whole layers.
+    whole = (
+        recipe.zero.stage < 3
+        or recipe.parallel.tensor > 1
+        or (recipe.model.module is None and _reparametrised(recipe, config))
+    )
     # Values that a family's rule leaves to the constructor must be the same on every rank.
     torch.manual_seed(recipe.train.seed)
     if recipe.model.module is not None:

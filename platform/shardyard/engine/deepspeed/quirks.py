@@ -25,6 +25,8 @@ from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
 from shardyard.engine.deepspeed import build_locks
+from shardyard.engine.mesh import Mesh
+from shardyard.engine.parallel.tensor import gradient_norm
 from shardyard.errors import HardwareError
 from shardyard.replaced import replaced
 
@@ -273,7 +275,7 @@ def gradient_norm_unit(engine: deepspeed.DeepSpeedEngine) -> float:
     return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
 
 
-def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor | None:
+def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine, mesh: Mesh) -> torch.Tensor | None:
     """The gradient norm of the next update before clipping, in fp32 without ZeRO, where DeepSpeed does not keep it.
 
     None in all other cases, and between the micro-batches of a step. Call it after `backward`, which averages the
@@ -282,6 +284,8 @@ def plain_gradient_norm(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor | Non
     others = engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled()
     if others or not engine.is_gradient_accumulation_boundary():
         return None
+    if mesh.tensor.size > 1:
+        return gradient_norm(engine.module, mesh.tensor)
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients) if gradients else None
 

@@ -62,7 +62,8 @@ def evaluate(
         passes = _passes(mesh.data, decoded, micro_batch)
         own = _collect(model, objective, passes, held_out, mesh.device, synchronised=synchronised)
         scored = objective.score(_in_order(mesh.data.gather(own)))
-    everyones = [part for own in mesh.data.gather(parts) for part in own]
+    together = [_added(of_pass) for of_pass in zip(*mesh.sequence.gather(parts), strict=True)]
+    everyones = [part for own in mesh.data.gather(together) for part in own]
     return _evaluation(objective, totals, scored, held_out, everyones)
 
 
@@ -114,6 +115,18 @@ def _measure(
 def _on_host(measured: Measured, counts: dict[str, float]) -> Totals:
     losses = {term: float(loss) for term, loss in measured.losses.items()}
     return Totals(losses, {name: value.detach().cpu().double() for name, value in measured.observed.items()}, counts)
+
+
+def _added(parts: Sequence[Totals]) -> Totals:
+    """What the ranks that share the rows of a pass have measured, together."""
+    first, *others = parts
+    for part in others:
+        first = Totals(
+            {term: loss + part.losses[term] for term, loss in first.losses.items()},
+            {name: value + part.observed[name] for name, value in first.observed.items()},
+            {term: count + part.counts[term] for term, count in first.counts.items()},
+        )
+    return first
 
 
 def _nothing(measured: Any) -> Any:

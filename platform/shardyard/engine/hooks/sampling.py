@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -31,17 +33,20 @@ class SampleHook(Hook):
         *,
         every: int = 1,
         chat: bool = False,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`around`: a context for the model while it generates."""
         super().__init__(every)
         self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
         self._mesh, self._events, self._chat = mesh, events, chat
+        self._around = around
         self._reported: set[str] = set()
 
     def on_step(self, record: StepRecord) -> None:
         """Write a continuation of each prompt to samples.jsonl."""
         self._engine.eval()
         try:
-            with ready_to_generate(self._engine, self._mesh) as together:
+            with ready_to_generate(self._engine, self._mesh) as together, self._around():
                 if together is not None:
                     self._report(told(self._engine))
                 for prompt in self._settings.prompts:

@@ -252,6 +252,9 @@ def _settings(recipe: Recipe) -> Iterator[Finding]:
                 yield ("model", name), "needs model.activation_checkpointing selective or full; set it, or remove this"
     if model.logits_chunk:
         yield from _logits_chunk(recipe)
+    if model.mlp_chunk and (model.module is not None or model.compile):
+        other = "model.module, whose blocks are not known" if model.module is not None else "model.compile"
+        yield ("model", "mlp_chunk"), f"cannot be combined with {other}; set it to 0"
     if model.dropout is not None:
         for key, value in model.config.items():
             if ("dropout" in key or "pdrop" in key) and _is_number(value) and value != model.dropout:

@@ -73,7 +73,7 @@ def _later_stages(recipe: Recipe) -> Iterator[Finding]:
     """What the recipes of later stages break, of a recipe that is sound otherwise."""
     told: set[str] = set()
     for number, later in enumerate(stage_recipes(recipe)[1:]):
-        for rule in (_sharing, _objective, model_rules, decoder_rules):
+        for rule in (_sharing, _objective, model_rules, decoder_rules, parallel_rules):
             for path, message in rule(later):
                 if message not in told:
                     told.add(message)

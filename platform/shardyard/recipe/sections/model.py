@@ -109,6 +109,13 @@ class Model(Section):
         "Kernels for norms, rotary positions and gated layers in place of PyTorch's: liger on GPUs, for the families "
         "that it knows (needs liger-kernel).",
     )
+    mlp_chunk: int = described(
+        0,
+        "Most tokens of a micro-batch in a feed-forward block at the same time; 0 for all. Each part is computed again "
+        "in the backward pass, so that the inner activations of long rows never exist as a whole.",
+        "tokens",
+        ge=0,
+    )
     compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
     freeze: list[str] = described(
         [], "Names of parameters that are not trained, such as model.vision_tower.*; * matches any text."

@@ -25,8 +25,8 @@ class Parallel(Section):
     )
     expert: int = described(
         1,
-        "Expert-parallel size: data-parallel ranks that share the experts of a layer (DeepSpeed AutoEP); 1 keeps all "
-        "experts on each rank.",
+        "Expert-parallel size: ranks that share the experts of a layer (DeepSpeed AutoEP), among them those that share "
+        "a row or its layers; 1 keeps all experts on each rank.",
         "ranks",
         ge=1,
     )

@@ -1,0 +1,132 @@
+"""Every family with a tensor-parallel plan, or tested on shared rows, against one rank: a table for docs/large/axes.md.
+
+`python -m breadth.axes` on two ranks; `make breadth` runs it. 6 steps in fp32 with clipping, at ZeRO stages 1 and 3.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shardyard.engine.assemble import assemble
+from shardyard.engine.mesh import make_mesh
+from shardyard.engine.run import Job
+from shardyard.engine.step import train_step
+from shardyard.engine.world import Rank
+from shardyard.recipe.tensor_plans import SEQUENCE_FAMILIES, TENSOR_PLANS
+from support.ranks import run_ranks
+from support.tiny import tiny_job, tiny_recipe, write_corpus
+
+PAGE = Path(__file__).parents[2] / "docs" / "large" / "axes.md"
+STEPS = 6
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+WITHOUT = {
+    **dict.fromkeys(
+        ("cohere", "granite", "olmo2", "olmo3", "phi", "phi3", "qwen2", "smollm3", "stablelm"), ("head_dim",)
+    ),
+    "gpt_neox": ("head_dim", "num_key_value_heads"),
+    "starcoder2": ("head_dim",),
+}
+_ROUTED = {
+    **{name: size for name, size in SIZES.items() if name != "head_dim"},
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64},
+    "mixtral": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_ROUTED, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {**_ROUTED, "head_dim": 8},
+}
+
+
+def config(family: str) -> dict[str, Any]:
+    """A tiny configuration of a family."""
+    left_out = WITHOUT.get(family, ())
+    return OWN.get(family) or {name: size for name, size in SIZES.items() if name not in left_out}
+
+
+def curves(rank: Rank, jobs: dict[str, Job]) -> dict[str, list[tuple[float, float]]]:
+    """Loss and gradient norm of the first steps of each job."""
+    found = {}
+    for name, job in jobs.items():
+        session = assemble(job.recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
+        session.learning_rate.set(1.0)
+        results = [
+            train_step(session.engine, session.objective, session.next_batch(), session.mesh) for _ in range(STEPS)
+        ]
+        found[name] = [(result.loss, result.grad_norm or 0.0) for result in results]
+        session.close()
+    return found
+
+
+def differences() -> dict[tuple[str, str, int], float]:
+    """(axis, family, stage) → the largest relative difference of losses and gradient norms."""
+    cases = [("tensor", family, stage) for family in sorted(TENSOR_PLANS) for stage in (1, 3)]
+    cases += [("sequence", family, stage) for family in sorted(SEQUENCE_FAMILIES) for stage in (1, 3)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        corpus = write_corpus(folder)
+
+        def job(family: str, ranks: int, stage: int, **parallel: int) -> Job:
+            recipe = tiny_recipe(
+                corpus,
+                model={"family": family, "config": config(family), "dropout": 0.0},
+                train={"gradient_clipping": 1.0},
+                zero={"stage": stage},
+                parallel=parallel,
+                cluster={"workers": ranks},
+            )
+            return tiny_job(recipe, folder, world_size=ranks)
+
+        alone = run_ranks(1, curves, {family: job(family, 1, 0) for family in {family for _, family, _ in cases}})[0]
+        jobs = {f"{axis} {family} {stage}": job(family, 2, stage, **{axis: 2}) for axis, family, stage in cases}
+        shared = run_ranks(2, curves, jobs)
+    found = {}
+    for axis, family, stage in cases:
+        pairs = [
+            (ours, reference)
+            for of_rank in shared
+            for step, reference_step in zip(of_rank[f"{axis} {family} {stage}"], alone[family], strict=True)
+            for ours, reference in zip(step, reference_step, strict=True)
+        ]
+        found[axis, family, stage] = max(abs(ours - reference) / abs(reference) for ours, reference in pairs)
+    return found
+
+
+def page(found: dict[tuple[str, str, int], float]) -> str:
+    """The table."""
+    families = sorted({family for _, family, _ in found})
+    columns = [(axis, stage) for axis in ("tensor", "sequence") for stage in (1, 3)]
+    rows = [
+        f"| {family} | "
+        + " | ".join(
+            f"{found[axis, family, stage]:.0e}" if (axis, family, stage) in found else "refused"
+            for axis, stage in columns
+        )
+        + " |\n"
+        for family in families
+    ]
+    heads = " | ".join(f"{axis} 2, stage {stage}" for axis, stage in columns)
+    return (
+        "# Families along the axes\n\n"
+        f"Written by `make breadth` on {datetime.now(UTC):%Y-%m-%d}: the largest relative difference of losses and "
+        f"gradient norms between\ntwo gloo ranks and one, fp32, {STEPS} steps with clipping, models of two layers.\n\n"
+        f"| family | {heads} |\n|---|---|---|---|---|\n" + "".join(rows)
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(differences()))
