@@ -99,6 +99,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(made: Recipe, f
         ({"tensor": 2, "expert": 2}, {}, "parallel.expert", "other losses than one rank, by 5e-4 after five steps"),
         ({"sequence": 2}, {"model": {"compile": True}}, "model.compile", "is not tested with parallel.sequence"),
         ({"tensor": 2}, {"model": {"adapter": {"rank": 4}}}, "model.adapter", "is not tested with parallel.tensor"),
+        ({"tensor": 2}, {"zero": {"stage": 0}, "train": {"precision": "bf16"}}, "zero.stage", "in fp32 only; use 1"),
         ({"tensor": 2}, {"model": {"freeze": ["a.*"]}}, "model.freeze", "set parallel.tensor to 1"),
         ({"tensor": 2}, {"optimizer": {"name": "muon", "lr": 0.1}}, "optimizer.name", "muon needs whole matrices"),
         ({"tensor": 2}, {"zero": {"stage": 2, "offload_optimizer": True}}, "zero.offload_optimizer", "set it to false"),

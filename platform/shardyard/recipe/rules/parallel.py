@@ -61,6 +61,8 @@ def _tensor(recipe: Recipe) -> Iterator[Finding]:
     if recipe.parallel.expert > 1:
         why = "and parallel.tensor together train with other losses than one rank, by 5e-4 after five steps in fp32"
         yield ("parallel", "expert"), f"{why} (DeepSpeed 0.19.8); set one of them to 1"
+    if recipe.zero.stage == 0 and recipe.train.precision != "fp32":
+        yield ("zero", "stage"), "0 is tested with parallel.tensor in fp32 only; use 1, 2 or 3, or train.precision fp32"
     if recipe.model.freeze:
         yield ("model", "freeze"), "is not tested with parallel.tensor; remove it, or set parallel.tensor to 1"
     if recipe.optimizer.name not in _ELEMENTWISE:
