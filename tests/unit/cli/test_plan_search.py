@@ -48,7 +48,8 @@ def test_the_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*H100, "--search", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [str(one["gpus"]) for one in told] == [row[0] for row in rows]
-    assert told[0]["tokens_per_second"] == max(one["tokens_per_second"] for one in told)
+    # A way with fewer changes stands for one that is less than 2 % faster.
+    assert told[0]["tokens_per_second"] > 0.98 * max(one["tokens_per_second"] for one in told)
 
 
 def test_a_search_needs_an_accelerator(capsys: pytest.CaptureFixture[str]) -> None:
