@@ -92,6 +92,7 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard launch my\.yaml( -s|$)", "500 steps; `launch my.yaml --try 20` of the README is walked"),
     (r"shardyard --install-completion", "changes the shell of who runs it; tests/unit/cli/test_completion.py"),
     (r"shardyard launch (gpt|moe|finetune|multimodal)/", "tests/e2e/test_recipes.py trains every small recipe"),
+    (r"shardyard (launch RECIPE --profile|runs RUN)", "tests/e2e/data/test_slow_source.py profiles a launch"),
     (r"shardyard launch best\.yaml", "tests/e2e/test_sweep.py launches the best trial again"),
     (r"shardyard sweep (sweeps/|show|best|fit|stop|resume)", "tests/e2e/test_sweep.py runs a sweep to its end"),
     (r"shardyard cluster (up$|status|down)", "tests/e2e/test_cluster_up.py, on ports that are free"),

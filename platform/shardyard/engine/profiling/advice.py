@@ -17,6 +17,8 @@ _LITTLE, _HOOKS, _UPDATE = 0.02, 0.1, 0.15
 _UNEVEN = 0.05
 # Of the forward and backward pass: the second forward pass of activation checkpointing is a quarter.
 _RECOMPUTED = 0.25
+# Share of a step in which threads make rows, from which on they are in its way.
+_BUSY = 0.3
 # Tokens of a micro-batch below which products of matrices are too small for a GPU, or for a CPU.
 _FEW_TOKENS = {True: 4096, False: 512}
 
@@ -65,7 +67,9 @@ def advise(ranks: Sequence[RankTimes], settings: Settings) -> tuple[Advice, ...]
     """At most three pieces of advice, the one that concerns most of the step first."""
     whole = sum(one.step_seconds for one in ranks) or 1.0
     shares = {part: sum(one.parts.get(part, 0.0) for one in ranks) / whole for one in ranks for part in one.parts}
+    reading = sum(one.reading_seconds for one in ranks) / whole
     found = [*_around(shares, settings), *_passes(shares, settings), *_ranks(ranks, shares)]
+    found += _reading(reading, shares, settings)
     worth = [one for one in found if one.share >= _LITTLE]
     return tuple(sorted(worth, key=lambda one: -one.share)[:MOST])
 
@@ -100,6 +104,16 @@ def _around(shares: dict[str, float], settings: Settings) -> Iterator[Advice]:
     text = f"{what} for {idle:.0%} of a step, between the operations that Python starts: "
     text += "compiled models and larger micro-batches start fewer."
     yield Advice(idle, text, () if settings.compile else ("model.compile=true",))
+
+
+def _reading(reading: float, shares: dict[str, float], settings: Settings) -> Iterator[Advice]:
+    """About threads that make rows beside the step: they hold Python's lock, and on CPUs they need the same cores."""
+    if reading >= _BUSY:
+        text = (
+            f"Rows are made by threads of the training process, which compute for {reading:.0%} of a step and hold up "
+        )
+        text += "its own work. `shardyard data tokenize` makes tokens once, `shardyard data build` filters once."
+        yield Advice(min(reading, shares.get("waiting", 0.0) if settings.gpu else 1.0), text)
 
 
 def _about_communication(share: float, settings: Settings) -> tuple[str, tuple[str, ...]]:

@@ -6,10 +6,12 @@ import contextlib
 import gzip
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from shardyard.engine.mesh import Mesh
@@ -24,6 +26,8 @@ from shardyard.tracking.run.profile import Profile, RankTimes
 
 # The first steps allocate memory and choose kernels.
 SKIPPED = 3
+# How the names of threads that make rows begin (`data/stream/loader.py`).
+READERS = "shardyard-data"
 
 
 class StepProfiler:
@@ -46,6 +50,7 @@ class StepProfiler:
         self._seen = 0
         self._running = contextlib.ExitStack()
         self._profiler: torch.profiler.profile | None = None
+        self._reading = 0.0
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -72,10 +77,12 @@ class StepProfiler:
         self._profiler = torch.profiler.profile(activities=activities)
         self._running.enter_context(spans.recording())
         self._running.enter_context(self._profiler)
+        self._reading = _reading_seconds()
 
     def _finish(self, step: int) -> None:
         """Write this rank's trace, and on rank 0 the profile of all ranks. All ranks call this."""
         assert self._profiler is not None
+        reading = (_reading_seconds() - self._reading) / self._wanted
         self._running.close()
         folder = profile.folder_of(self._folder)
         folder.mkdir(exist_ok=True)
@@ -84,13 +91,20 @@ class StepProfiler:
         self._profiler, wanted, self._wanted = None, self._wanted, 0
         times = breakdown(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
         _compress(path)
-        ranks = tuple(self._mesh.world.gather(RankTimes(self._mesh.rank, times.step_seconds, times.parts)))
+        own = RankTimes(self._mesh.rank, times.step_seconds, times.parts, reading)
+        ranks = tuple(self._mesh.world.gather(own))
         if self._mesh.is_first:
             advice = advise(ranks, settings_of(self._recipe, self._plan))
             profile.keep(self._folder, Profile(step - wanted + 1, step, ranks, advice))
             self._report(
                 f"profiled steps {step - wanted + 1} to {step}: {folder / 'profile.json'}, and traces beside it"
             )
+
+
+def _reading_seconds() -> float:
+    """Time on a core so far of the threads of this process that make rows."""
+    readers = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(READERS)}
+    return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in readers)
 
 
 def _compress(path: Path) -> None:

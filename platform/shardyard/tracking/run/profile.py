@@ -28,11 +28,15 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Seconds of a mean step of one rank, whole and by part."""
+    """Seconds of a mean step of one rank, whole and by part.
+
+    reading_seconds: time on a core of the threads that make rows in the rank's process, beside the step.
+    """
 
     rank: int
     step_seconds: float
     parts: Mapping[str, float]
+    reading_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read(run: RunFolder) -> Profile | None:
     """The newest profile of a run; None if it has none that can be read."""
     try:
         found = json.loads((folder_of(run) / "profile.json").read_text(encoding="utf-8"))
-        ranks = tuple(RankTimes(one["rank"], one["step_seconds"], one["parts"]) for one in found["ranks"])
+        ranks = tuple(RankTimes(**one) for one in found["ranks"])
         advice = tuple(Advice(one["share"], one["text"], tuple(one["set"])) for one in found["advice"])
         return Profile(found["first"], found["last"], ranks, advice) if ranks else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -121,6 +121,15 @@ def test_a_slow_rank_is_named_with_how_much_longer_it_computes() -> None:
     assert advise([rank(forward=0.99, data=0.01)], PLAIN) == ()
 
 
+def test_threads_that_make_rows_beside_the_step_are_named() -> None:
+    """A filter in Python delays the step that it runs beside, although no step waits for its batch."""
+    busy = RankTimes(0, 1.0, {"forward": 0.6, "waiting": 0.3}, reading_seconds=0.9)
+    first = advise([busy], replace(PLAIN, gpu=False))[0]
+    assert "Rows are made by threads of the training process, which compute for 90%" in first.text
+    # A GPU that has work is not held up.
+    assert advise([replace(busy, parts={"forward": 1.0})], PLAIN) == ()
+
+
 def test_a_profile_is_kept_and_told(tmp_path: Path) -> None:
     recipe = tiny_recipe(write_corpus(tmp_path))
     plan = prepare(recipe, World(size=1, gpu=False))
