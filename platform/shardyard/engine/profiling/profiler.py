@@ -104,7 +104,7 @@ class StepProfiler:
 def _reading_seconds() -> float:
     """Time on a core so far of the threads of this process that make rows."""
     readers = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(READERS)}
-    return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in readers)
+    return float(sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in readers))
 
 
 def _compress(path: Path) -> None:
