@@ -33,6 +33,7 @@ from shardyard.recipe.tensor_plans import split_dimension
 from shardyard.tracking.run.folder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GATHERED_BYTES = 8 << 20
 
 
 class EngineWeights:
@@ -55,21 +56,38 @@ class EngineWeights:
         """These weights on the ranks that keep them."""
         if not self.collective:
             return {name: self._held[name].detach() for name in names}
+        found: dict[str, Tensor] = {}
+        for batch in self._batches(names):
+            with whole([self._held[name] for name in batch]):
+                found |= self._kept(batch, keepers)
+        return found
+
+    def _kept(self, names: Sequence[str], keepers: Collection[int]) -> dict[str, Tensor]:
+        """Copies on the CPU, because gathered memory is freed afterwards."""
         own = self._mesh.rank in keepers
         found: dict[str, Tensor] = {}
-        with whole([self._held[name] for name in names]):
-            for name in names:
-                if name in self._experts:
-                    for keeper in sorted(keepers):
-                        experts = gathered_experts(self._held[name].detach(), self._mesh.expert, keeper)
-                        found |= {} if experts is None else {name: experts}
-                elif name in self._split:
-                    joint = joined(name, self._held[name].detach(), self._mesh.tensor)
-                    found |= {name: joint.cpu()} if own else {}
-                elif own:
-                    # Gathered memory is freed after the block.
-                    found[name] = self._held[name].detach().to("cpu", copy=True)
+        for name in names:
+            if name in self._experts:
+                for keeper in sorted(keepers):
+                    experts = gathered_experts(self._held[name].detach(), self._mesh.expert, keeper)
+                    found |= {} if experts is None else {name: experts}
+            elif name in self._split:
+                joint = joined(name, self._held[name].detach(), self._mesh.tensor)
+                found |= {name: joint.cpu()} if own else {}
+            elif own:
+                found[name] = self._held[name].detach().to("cpu", copy=True)
         return found
+
+    def _batches(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Weights that are gathered at once: a large one alone, because DeepSpeed holds them twice meanwhile."""
+        batch: list[str] = []
+        for name in names:
+            batch.append(name)
+            if sum(self.tensors[one].nbytes for one in batch) >= _GATHERED_BYTES:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _like(self, name: str) -> Tensor:
         held = self._held[name]

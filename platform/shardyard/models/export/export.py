@@ -64,7 +64,7 @@ def export_model(
         ModelError: the weights do not fit the configuration.
         OSError: the folder cannot be written; nothing is left behind, and an older export is kept.
     """
-    source = InMemory(weights) if isinstance(weights, Mapping) else weights
+    source = weights if isinstance(weights, WeightSource) else InMemory(weights)
     model: Any = None
     if module is not None:
         units = units_of_names(*fitting_names(module, source.tensors))

@@ -23,7 +23,7 @@ from shardyard.models.quirks import saved_together
 INDEX = "model.safetensors.index.json"
 _PATTERN = "model{suffix}.safetensors"
 # Weights are read and written in pieces of at least this size, so that many small ones do not wait for each other.
-PIECE_BYTES = 64 << 20
+PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
