@@ -89,6 +89,8 @@ def start_engine(
         quirks.accumulate_in_fp32(engine)
     if recipe.model.compile:
         engine.compile()
+    # `from_pretrained` leaves models in evaluation mode, without dropout and activation checkpointing.
+    model.train()
     # Ranks draw different dropout masks, unless they compute the same tokens. The weights above came from separate
     # generators.
     torch.manual_seed(recipe.train.seed + mesh.zero.index)

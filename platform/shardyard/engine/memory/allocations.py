@@ -34,6 +34,8 @@ class Allocations(TorchDispatchMode):
         self._device = device
         # By address of the storage: its bytes, and the reference that tells when it is freed.
         self._sizes: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        # Those that an all-gather has filled.
+        self._gathered = set[int]()
         self._from = 0
         self._at_peak: Callable[[], object] | None = None
 
@@ -57,6 +59,12 @@ class Allocations(TorchDispatchMode):
                 total += storage.nbytes()
         return total
 
+    def gathered_outside(self, seen: set[int]) -> int:
+        """Bytes that an all-gather has filled, in storages outside of `seen`, which is extended by them."""
+        keys = self._gathered - seen
+        seen |= keys
+        return self.bytes_in(keys)
+
     def keys_outside(self, seen: set[int]) -> set[int]:
         """The addresses of storages that are alive and not in `seen`."""
         return self._sizes.keys() - seen
@@ -67,12 +75,16 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.device.type == self._device:
-                self._count(leaf)
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.device.type == self._device]
+        # Views of a storage that no operation has returned: a copy within a collective of gloo, or a batch.
+        new = not any(returned.alias_info is not None for returned in func._schema.returns)
+        for tensor in tensors:
+            self._count(tensor, new=new)
+        if "allgather" in func._schema.name:
+            self._gathered |= {tensor.untyped_storage()._cdata for tensor in tensors}
         return out
 
-    def _count(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor, *, new: bool) -> None:
         try:
             storage = tensor.untyped_storage()
         except NotImplementedError:  # sparse tensors and the like have none
@@ -84,6 +96,8 @@ class Allocations(TorchDispatchMode):
                 return
             self.live -= known[0]
             reference = known[1]
+        elif not new:
+            return
         else:
             reference = weakref.ref(storage, lambda _: self._freed(key))
         self._sizes[key] = (size, reference)
@@ -96,4 +110,5 @@ class Allocations(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         size, _ = self._sizes.pop(key, (0, None))
+        self._gathered.discard(key)
         self.live -= size

@@ -61,9 +61,10 @@ class Breakdown:
         ]
         kept = self._allocations.bytes_in(self._buffers - seen)
         seen |= self._buffers
+        gathered = self._allocations.gathered_outside(seen)
         own = self._allocations.bytes_of(_own_gradients(self._engine), seen)
         return Allocated(
-            parameters_bytes=parts[0],
+            parameters_bytes=parts[0] + gathered,
             gradients_bytes=parts[1],
             optimizer_bytes=parts[2],
             buffers_bytes=kept + own,

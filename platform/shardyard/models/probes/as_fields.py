@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from shardyard.recipe.families import config_fields
+from shardyard.recipe.families import ConfigFields, config_fields
 
 # What a recipe's tokenizer sets, and what transformers notes about how a model was built.
 _OTHERS = frozenset(
@@ -17,9 +17,17 @@ _OTHERS = frozenset(
 
 def as_fields(family: str, config: PreTrainedConfig) -> dict[str, object]:
     """`model.config` of a recipe for a configuration, without the vocabulary and the special tokens."""
-    known = config_fields(family)
-    changed = difference(AutoConfig.for_model(family).to_dict(), config.to_dict())
-    return {name: value for name, value in changed.items() if known is None or name in known.names}
+    known, wanted = config_fields(family), config.to_dict()
+    fields: dict[str, object] = {}
+    # The second time finds what a configuration derives from other fields unless it is given.
+    for _ in range(2):
+        changed = difference(AutoConfig.for_model(family, **fields).to_dict(), wanted)
+        fields |= {name: value for name, value in changed.items() if name not in fields and _is(known, name)}
+    return fields
+
+
+def _is(known: ConfigFields | None, name: str) -> bool:
+    return known is None or name in known.names
 
 
 def difference(default: Mapping[str, object], narrow: Mapping[str, object]) -> dict[str, object]:

@@ -81,7 +81,8 @@ class Shrink:
 
     layers: blocks that remain. widths, heads: divisors. image: height and width of pictures in pixels; None leaves them
     alone. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the heads, 3 the experts. stages: whether lists
-    of blocks and widths shrink. experts: whether experts become fewer, and those that a token is routed to.
+    of blocks and widths shrink. experts: whether experts become fewer, and those that a token is routed to; if
+    not, heads keep filling the width where they do.
     """
 
     layers: int | None
@@ -103,7 +104,10 @@ class Shrink:
             total: layers of the configuration around this one.
         """
         own = number(config, _NUMBER_OF_LAYERS) or total
-        return {name: self._value(name, value, own) for name, value in config.items() if name != "quantization_config"}
+        found = {name: self._value(name, value, own) for name, value in config.items() if name != "quantization_config"}
+        if not self.experts and _heads_fill_the_width(config):
+            found["head_dim"] = (number(found, _WIDTHS) or 1) // (number(found, _NUMBER_OF_HEADS) or 1)
+        return found
 
     def _value(self, name: str, value: object, total: int | None) -> object:
         if name in _UNCHANGED or value is None or isinstance(value, bool | str | float):
@@ -174,6 +178,11 @@ class Shrink:
         if self.caution >= 1 and _STATES.search(name):
             return value
         return _divided(value, self.widths)
+
+
+def _heads_fill_the_width(config: Mapping[str, object]) -> bool:
+    width, heads, head = (number(config, names) for names in (_WIDTHS, _NUMBER_OF_HEADS, ("head_dim",)))
+    return None not in (width, heads, head) and (heads or 0) * (head or 0) == width
 
 
 def _divided(value: int, divisor: int) -> int:
