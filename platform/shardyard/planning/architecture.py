@@ -37,7 +37,8 @@ class Architecture:
     parameters: all trained weights, tied ones counted once.
     matmul_parameters: weights that every token is multiplied with: all but embeddings and position tables, plus the
         output head (V·d), tied or not. For a mixture of experts, only the experts that a token is routed to.
-    largest_block_parameters: weights of the largest repeated block, the unit that ZeRO-3 gathers.
+    largest_block_parameters: weights of the largest repeated block. block_experts: those of its routed experts.
+    largest_tensor_parameters: weights of the largest matrix, or of the largest stack of experts' matrices.
     attention_width: width of the queries of all heads of a layer, if it is not `hidden_size`; the mean of the widths of
         keys and values, if they differ.
     active_parameters: weights used for one token: all but the experts that the token is not routed to.
@@ -64,6 +65,8 @@ class Architecture:
     heads: int
     vocabulary: int
     positions: int | None
+    block_experts: int = 0
+    largest_tensor_parameters: int = 0
     active_parameters: int = 0
     expert_parameters: int = 0
     tokens_per_row: int | None = None

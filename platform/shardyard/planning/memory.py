@@ -8,6 +8,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
+from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
@@ -71,8 +72,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     gathered = 0
     if stage == 3:
         parameters //= mesh.zero
-        block = architecture.largest_block_parameters - elsewhere // max(1, architecture.layers)
-        gathered = 2 * width * max(0, block)
+        gathered = width * gathered_parameters(recipe, architecture, mesh)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
         parameters += width * architecture.parameters // (mesh.data if stage == 3 else 1)  # the reference model
     if recipe.model.adapter is not None and recipe.model.adapter.quantize is not None:
@@ -81,7 +81,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
         parameters if recipe.zero.offload_parameters else 0
     )
-    activations, inputs = _activations(recipe, architecture, mesh, micro_batch)
+    activations, inputs, block = _activations(recipe, architecture, mesh, micro_batch)
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
@@ -89,9 +89,28 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         activations_bytes=activations + _mask_of_shared_rows(recipe, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
         logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
-        buffers_bytes=bucket_bytes(recipe, count, mesh.zero) + _second_gradients(recipe, gradients, mesh, micro_batch),
+        buffers_bytes=_buffers(recipe, architecture, mesh, micro_batch, block)
+        + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded + inputs,
     )
+
+
+def _buffers(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int, block: float) -> int:
+    """Bytes of gradients that are collected and reduced.
+
+    With activation checkpointing at stage 3, copies of a reduction exist while a block runs backward: after the logits,
+    and before or after the block has most gradients of activations.
+
+    Args:
+        block: bytes that it keeps for its backward pass.
+    """
+    if recipe.zero.stage < 3:
+        return bucket_bytes(recipe, architecture.trained_parameters, mesh.zero)
+    bucket, copies = gradient_bytes(recipe, architecture, mesh)
+    if recipe.model.checkpointing == "none":
+        return bucket + copies
+    before = max(sum(_logits(recipe, architecture, micro_batch)) / mesh.sequence, (1 + BACKWARD) * block)
+    return bucket + round(max(0.0, block + copies - before))
 
 
 def _second_gradients(recipe: Recipe, gradients: int, mesh: MeshShape, micro_batch: int) -> int:
@@ -113,7 +132,7 @@ def on_a_tensor_rank(architecture: Architecture, mesh: MeshShape) -> Architectur
     whole = max(0, used - architecture.matmul_parameters) + head + architecture.expert_parameters
     own = whole + max(0, architecture.parameters - whole) // mesh.tensor
     share = own / architecture.parameters
-    experts = architecture.expert_parameters // max(1, architecture.layers)
+    experts = architecture.block_experts
     trained = architecture.trainable_parameters
     return replace(
         architecture,
@@ -169,8 +188,8 @@ def kept_of(recipe: Recipe, architecture: Architecture) -> Kept:
     return kept
 
 
-def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> tuple[int, int]:
-    """Bytes of activations on the device, and of those that are offloaded to the host.
+def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> tuple[int, int, float]:
+    """Bytes of activations on the device, of those that are offloaded to the host, and of the largest block.
 
     With activation checkpointing, the inputs of blocks are stored, and what else the mode keeps, plus one block that is
     being recomputed.
@@ -190,7 +209,7 @@ def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, mi
     block = share * (kept.largest + scores / max(1, count))
     blocks = share * (kept.blocks + scores)
     if mode == "none":
-        return round((tokens * (kept.rest + blocks + backward * block) + mask) / mesh.sequence), 0
+        return round((tokens * (kept.rest + blocks + backward * block) + mask) / mesh.sequence), 0, tokens * block
     # The logits and their gradients are gone before the first block is recomputed.
     logits, _ = _logits(recipe, architecture, micro_batch)
     there = kept.selected / max(1, count) if mode == "selective" else 0.0
@@ -199,7 +218,7 @@ def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, mi
     # Of the offloaded inputs, that of a block in use and one on its way are on the device.
     away = max(0.0, recomputed - 2 / max(1, count)) * kept.inputs if model.offload_activations else 0.0
     device = tokens * (stored - away) + working + mask
-    return round(device / mesh.sequence), round(tokens * away / mesh.sequence)
+    return round(device / mesh.sequence), round(tokens * away / mesh.sequence), tokens * block / mesh.sequence
 
 
 def _by_formula(architecture: Architecture, width: int) -> Kept:

@@ -50,7 +50,7 @@ def reduced_bytes_per_step(recipe: Recipe, parameters: int, accumulation: int) -
 
 
 def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
-    """Bytes of the buffers in which gradients are collected, converted and reduced.
+    """Bytes of the buffers in which gradients are collected, converted and reduced, at stages 0 to 2.
 
     Args:
         parameters: the trained ones.
@@ -61,8 +61,6 @@ def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
         # DeepSpeed flattens up to so many, whatever the size of a bucket, and converts the copy.
         return min(_MOST, parameters) * (kept + (sent if sent != kept else 0))
     elements = min(bucket_elements(recipe.zero, data_parallel), parameters)
-    if stage == 3:
-        return elements * 2 * sent  # the bucket, and its gradients in the order of the ranks
     kept = BYTES[precision] if stage == 2 else kept
     # Two buckets are filled in turn, while the other one is reduced.
     return elements * (2 * kept + (sent if sent != kept else 0))

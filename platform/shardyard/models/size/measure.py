@@ -120,13 +120,14 @@ def sizes(module: nn.Module, config: PreTrainedConfig, family: str) -> Architect
     looked_up = sum(p.numel() for p in {id(p): p for p in _embedding_tables(module)}.values())
     matmul = parameters - looked_up + (vocabulary * hidden if _has_tied_head(module) else 0)
     idle = _idle_expert_parameters(module, text)
+    block = max(_blocks(module), key=_count, default=None)
     return Architecture(
         family=family,
         parameters=parameters,
         matmul_parameters=matmul - idle,
-        largest_block_parameters=max(
-            (sum(p.numel() for p in block.parameters()) for block in _blocks(module)), default=0
-        ),
+        largest_block_parameters=0 if block is None else _count(block),
+        block_experts=0 if block is None else _expert_parameters(block),
+        largest_tensor_parameters=max((p.numel() for p in module.parameters()), default=0),
         # Swin calls its stages layers; its blocks correspond to the layers of other families.
         layers=int(sum(getattr(text, "depths", None) or []) or getattr(text, "num_hidden_layers", None) or 0),
         hidden_size=hidden,
