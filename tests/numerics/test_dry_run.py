@@ -96,3 +96,9 @@ def test_the_plan_knows_the_model_states(name: str, dry: dict[str, Dry]) -> None
     parts = dry[name].compared()
     for part in ("gradients", "optimizer"):
         assert parts[part].ratio == pytest.approx(1.0, abs=0.02), parts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_plan_expects_what_is_allocated(name: str, dry: dict[str, Dry]) -> None:
+    parts = dry[name].compared()
+    assert parts["all"].ratio == pytest.approx(1.0, abs=0.1), parts

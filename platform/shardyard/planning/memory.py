@@ -188,7 +188,9 @@ def kept_of(recipe: Recipe, architecture: Architecture) -> Kept:
     return kept
 
 
-def _activations(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int) -> tuple[int, int, float]:
+def _activations(
+    recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int
+) -> tuple[int, int, float]:
     """Bytes of activations on the device, of those that are offloaded to the host, and of the largest block.
 
     With activation checkpointing, the inputs of blocks are stored, and what else the mode keeps, plus one block that is

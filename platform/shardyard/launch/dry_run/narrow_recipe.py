@@ -25,7 +25,7 @@ from shardyard.recipe.schema import Model, Recipe
 from shardyard.units import format_count
 
 TOKENIZER = "bytes"
-LENGTH = 128
+LENGTH = 64
 MICRO_BATCH, ACCUMULATION = 2, 2
 LEAST_VOCABULARY = 512
 # By how much a vocabulary shrinks, as the widths do where a family allows it.
