@@ -175,7 +175,7 @@ def test_the_front_has_nothing_that_another_way_beats() -> None:
 
 
 def test_without_named_hardware_only_what_does_not_fit_is_changed() -> None:
-    asked = question("gpt/llama2-7b", "h100-80gb", 8)
+    asked = question("gpt/llama3-8b", "h100-80gb", 8)
     unnamed = dataclasses.replace(asked, hardware=None)
     assert ranked_changes(unnamed, ways(unnamed)) == []
     less = asked.plan.memory.device_bytes * 3 // 4
