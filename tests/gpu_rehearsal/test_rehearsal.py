@@ -31,13 +31,17 @@ SHORT: dict[str, Any] = {
 DECISIONS = ["launch/schedulers/test_slurm_script", "launch/schedulers/test_kuberay_render", "launch/test_nodes"]
 DECISIONS += ["launch/test_host", "planning/test_placement", "planning/test_plan", "planning/test_precision"]
 DECISIONS += ["recipe/test_rules_cluster", "launch/schedulers/test_ray_nodes"]
+DECISIONS += ["engine/steps/test_profiling"]
 
 # File and text of each line about GPUs that the rehearsal does not run → why not.
 _KERNELS = "the kernels of bitsandbytes take a real GPU; tests/unit/models has their CPU results"
+_PROFILER = "the profiler of CUDA takes a real GPU; tests/e2e/data/test_slow_source.py profiles CPUs"
 _SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"
 EXCEPTIONS = {
     ("models/adapters/nf4.py", "if codes.is_cuda and _HAS_KERNELS:"): _KERNELS,
     ("models/adapters/nf4.py", "return dequantize_by_kernel(codes, scales, shape)"): _KERNELS,
+    ("engine/profiling/profiler.py", 'if self._mesh.device.type == "cuda":'): _PROFILER,
+    ("engine/profiling/profiler.py", "activities.append(torch.profiler.ProfilerActivity.CUDA)"): _PROFILER,
     ("engine/__init__.py", 'os.environ["DS_ACCELERATOR"] = "cpu"'): "what happens where there is no GPU",
     ("launch/local_cluster/start.py", "gpus = None if plan.gpus is None else len(plan.gpus)"): (
         "starting nodes takes Ray's own processes: tests/e2e/test_cluster_up.py"

@@ -21,7 +21,8 @@ def use_liger(model: nn.Module, family: str, device: torch.device) -> None:
         UsageError: liger-kernel is not installed.
         ModelError: it has no kernels for the family.
     """
-    if device.type != "cuda":
+    on_gpu = device.type == "cuda"
+    if not on_gpu:
         raise HardwareError("model.kernels is liger, whose kernels run on GPUs only; set it to none to train on CPUs.")
     require("kernels", "model.kernels: liger", "liger_kernel", "triton")
     before = _forwards(model)
