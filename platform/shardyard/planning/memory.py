@@ -19,7 +19,7 @@ QUANTIZED_BYTES_PER_WEIGHT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 
 
 # Gradients of activations in the block whose backward pass runs, in parts of what the block keeps. Measured as 0.4 to
-# 0.6 (`tests/numerics/test_memory_peaks.py`): those of a block are freed one by one, as its activations are.
+# 0.6 (`tests/numerics/memory/test_memory_peaks.py`): those of a block are freed one by one, as its activations are.
 BACKWARD = 0.5
 
 
