@@ -31,7 +31,7 @@ from shardyard.engine.deepspeed.sharding import start_frozen
 from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job
 from shardyard.engine.world import Rank
-from shardyard.models.build import construct_in_slices, construct_pretrained
+from shardyard.models.build import architecture_config, construct_in_slices, construct_pretrained
 from shardyard.models.export.export import export_model
 from shardyard.models.slices.sources import Sources
 from support.ranks import run_ranks
@@ -115,7 +115,8 @@ def measure(rank: Rank, job: Job, destination: str, whole: bool) -> Peaks:
     given: Any = (job.recipe.model, components.config)
     # What is imported late, and the buffers of the collectives, by a model of the same family.
     small = write_model(Path(f"{destination}-small-{rank.rank}"), 1e5)
-    first = construct_in_slices(job.recipe.model.model_copy(update={"pretrained": str(small)}), components.config)
+    tiny = job.recipe.model.model_copy(update={"pretrained": str(small)})
+    first = construct_in_slices(tiny, architecture_config(tiny, vocabulary=257))
     start_frozen(job.plan, first.model.requires_grad_(False), first.sources)
     construct_in_slices(*given)
     del first
