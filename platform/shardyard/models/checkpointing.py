@@ -48,14 +48,14 @@ def is_checkpointed(model: Model, index: int) -> bool:
 
 def checkpoint_function(model: Model) -> Function:
     """A function that calls another one, and stores of it what the recipe says."""
-    options: dict[str, Any] = {"use_reentrant": False}
+    run = partial(checkpoint, use_reentrant=False)
     if model.checkpointing == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _policy))
     held = _InHostMemory if model.offload_activations else contextlib.nullcontext
 
     def call(function: Function, *inputs: Any, **named: Any) -> Any:
         with held():
-            return checkpoint(function, *inputs, **options, **named)
+            return run(function, *inputs, **named)
 
     return call
 

@@ -86,7 +86,7 @@ def read_states(folder: Path, stage: int, trained: Sequence[str], read: Callable
     return States(found, {name: one for name, one in kept.items() if name not in found}, counters, scaler)
 
 
-def _of_stage_0(model: Mapping[str, Any], trained: Sequence[str]) -> dict[str, Trained]:
+def _of_stage_0(model: Any, trained: Sequence[str]) -> dict[str, Trained]:
     """Every rank had all of it; a run in 16 bits has fp32 weights of its own."""
     optimizer = model["optimizer"]
     masters = list(chain.from_iterable(optimizer.get("fp32_groups") or ()))
@@ -99,7 +99,7 @@ def _of_stage_0(model: Mapping[str, Any], trained: Sequence[str]) -> dict[str, T
     return found
 
 
-def _of_partitions(states: Sequence[Mapping[str, Any]]) -> dict[str, Trained]:
+def _of_partitions(states: Sequence[Any]) -> dict[str, Trained]:
     """Stages 1 and 2: the ranks share the flat tensor of a group, and a slice has the name of its parameter."""
     parts: dict[str, list[tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor | int]]]] = {}
     for one in states:
@@ -113,7 +113,7 @@ def _of_partitions(states: Sequence[Mapping[str, Any]]) -> dict[str, Trained]:
     return {name: _joined(shares) for name, shares in parts.items()}
 
 
-def _of_stage_3(model: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> dict[str, Trained]:
+def _of_stage_3(model: Any, states: Sequence[Any]) -> dict[str, Trained]:
     """Each rank has an equal share of every parameter, in flat tensors in the order of the parameters."""
     found: dict[str, Trained] = {}
     begin = 0
@@ -153,7 +153,7 @@ def _is_like(weight: Tensor, key: str, state: Tensor) -> bool:
 
 
 def _parted(
-    state: Mapping[str, Any], whole: Callable[[str, Tensor], bool] = lambda _, tensor: tensor.dim() > 0
+    state: Any, whole: Callable[[str, Tensor], bool] = lambda _, tensor: tensor.dim() > 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int]]:
     """The states of an optimizer that have a value for each weight, which flat ones have, and single numbers."""
     values = {key: value for key, value in state.items() if isinstance(value, Tensor | int)}

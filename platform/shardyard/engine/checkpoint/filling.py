@@ -68,7 +68,7 @@ class _Slot:
     begin: int
     master: Tensor
     owner: Tensor
-    states: dict[str, Any]
+    states: Any
     place: slice
 
     def fill(self, stored: States, *, compiled: bool) -> None:
@@ -158,6 +158,6 @@ def _shapes(optimizer: Any) -> list[torch.Size]:
     return [parameter.shape for parameter in chain.from_iterable(groups)]
 
 
-def _parameters(group: Mapping[str, Any]) -> list[nn.Parameter]:
+def _parameters(group: Any) -> list[nn.Parameter]:
     found: list[nn.Parameter] = group["params"]
     return found
