@@ -113,6 +113,43 @@ def attention(setting: Setting) -> dict[str, Any]:
     return found
 
 
+def varlen(setting: Setting) -> dict[str, Any]:
+    """Attention within documents by torch's varlen_attn against one mask for the row, forward and backward, in bf16."""
+    import torch
+    from torch.nn import functional
+    from torch.nn.attention.varlen import varlen_attn
+
+    heads, groups, width = (2, 1, 8) if setting.rehearses else (16, 4, 64)
+    lengths = [3, 1, 12] if setting.rehearses else [300, 1, 723]
+    total = sum(lengths)
+    torch.manual_seed(0)
+    sizes = (heads, groups, groups)
+    masked = [torch.randn(total, size, width, device=setting.device, dtype=torch.bfloat16) for size in sizes]
+    whole, alone = ([one.clone().requires_grad_() for one in masked] for _ in range(2))
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(setting.device)
+    seen = (document[:, None] == document[None]).tril()
+    query, key, value = (one.transpose(0, 1)[None] for one in whole)
+    options: dict[str, Any] = {"enable_gqa": True}
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, **options)[0].transpose(0, 1)
+    if setting.rehearses:
+        cut = [one.split(lengths) for one in alone]
+        parts = ([one.transpose(0, 1)[None] for one in part] for part in zip(*cut, strict=True))
+        outs = [functional.scaled_dot_product_attention(*part, is_causal=True, **options)[0] for part in parts]
+        got = torch.cat([one.transpose(0, 1) for one in outs])
+    else:
+        ends = torch.tensor([0, *lengths]).cumsum(0).to(setting.device, torch.int32)
+        most = max(lengths)
+        out = varlen_attn(alone[0], alone[1], alone[2], ends, ends, most, most, window_size=(-1, 0), enable_gqa=True)
+        got = out if isinstance(out, torch.Tensor) else out[0]
+    expected.float().square().mean().backward()
+    got.float().square().mean().backward()
+    pairs = [(got, expected), *((mine.grad, its.grad) for mine, its in zip(alone, whole, strict=True))]
+    worst = max(_distance(mine, its.double().cpu()) for mine, its in pairs)
+    if not worst < 3e-2:
+        raise Failed(f"varlen_attn or its gradients are {worst:.2e} off the mask of documents, more than 3e-2")
+    return {"bf16_relative_error": worst}
+
+
 def _distance(mine: Any, exact: Any) -> float:
     """Relative, by the norm."""
     return float((mine.detach().double().cpu() - exact.detach()).norm() / exact.detach().norm())
@@ -345,6 +382,7 @@ PARTS = (
     Part("watch", "use, memory, power and temperature are sampled", ("psutil",), watch),
     Part("losses", "losses against 64 bits", (), losses),
     Part("attention", "attention and its gradients against 64 bits", (), attention),
+    Part("varlen", "attention within documents against a mask of them", (), varlen),
     Part("optimizers", "fused AdamW, Lion and Adagrad against 64 bits", ("pydantic",), optimizers),
     Part("tensors", "a checkpoint's tensors come back to the bit", (), tensors),
     Part("step-124m", "GPT-2 124M: loss, memory against the plan, tokens/s, MFU", _MODEL, step_124m),

@@ -16,7 +16,7 @@ from support.rehearsal import H100, environment
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "gpu_check" / "run.py"
-BARE = ["device", "losses", "attention", "tensors"]
+BARE = ["device", "losses", "attention", "varlen", "tensors"]
 WITH_TRANSFORMERS = ["optimizers", "step-124m", "step-350m"]
 # Packages of Shardyard that a machine lent for a check lacks.
 ABSENT = ("ray", "deepspeed", "datasets", "wandb", "peft", "accelerate", "rich", "typer", "psutil", "pynvml", "PIL")

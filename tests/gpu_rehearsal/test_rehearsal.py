@@ -36,8 +36,16 @@ DECISIONS += ["engine/steps/test_profiling"]
 # File and text of each line about GPUs that the rehearsal does not run → why not.
 _KERNELS = "the kernels of bitsandbytes take a real GPU; tests/unit/models has their CPU results"
 _PROFILER = "the profiler of CUDA takes a real GPU; tests/e2e/data/test_slow_source.py profiles CPUs"
+_COPIES = "tensors that autograd stores are in host memory here; tests/unit/models/test_checkpointing.py has the modes"
 _SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"
 EXCEPTIONS = {
+    ("models/checkpointing.py", "stream.wait_stream(torch.cuda.current_stream(tensor.device))"): _COPIES,
+    ("models/checkpointing.py", "with torch.cuda.stream(stream):"): _COPIES,
+    ("models/checkpointing.py", "torch.cuda.current_stream(device).wait_event(copied)"): _COPIES,
+    ("models/checkpointing.py", "return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]"): _COPIES,
+    ("models/document_attention.py", "back = -1 if sliding_window is None else sliding_window - 1"): (
+        "torch's kernel takes a real GPU: tests/unit/models/test_document_attention.py has the call, gpu-check the result"
+    ),
     ("models/adapters/nf4.py", "if codes.is_cuda and _HAS_KERNELS:"): _KERNELS,
     ("models/adapters/nf4.py", "return dequantize_by_kernel(codes, scales, shape)"): _KERNELS,
     ("engine/profiling/profiler.py", 'if self._mesh.device.type == "cuda":'): _PROFILER,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from shardyard.models.document_attention import NAME
 from shardyard.models.quirks import attention_of, first_position
 from shardyard.recipe.isolation import Isolation
 
@@ -31,7 +32,7 @@ def document_inputs(model: Any, position_ids: Tensor, isolation: Isolation = "po
     inputs: Inputs = {"position_ids": position_ids + first if first else position_ids}
     if isolation == "mask":
         inputs["attention_mask"] = _masks(model, position_ids)
-    elif attention_of(model).startswith("flash_attention"):
+    elif attention_of(model).startswith(("flash_attention", NAME)):
         inputs |= _document_bounds(position_ids)
     return inputs
 

@@ -9,7 +9,7 @@ from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
-from shardyard.recipe.isolation import is_packed
+from shardyard.recipe.isolation import is_packed, isolation_of
 from shardyard.recipe.mesh import MeshShape
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
@@ -185,6 +185,9 @@ def kept_of(recipe: Recipe, architecture: Architecture) -> Kept:
         kept = _by_formula(architecture, width)
     if recipe.model.attention == "eager" and not kept.pairs:
         kept = replace(kept, pairs=2.5 * width * architecture.heads * architecture.layers)
+    elif is_packed(recipe) and isolation_of(recipe.data) == "positions" and recipe.model.attention in (None, "sdpa"):
+        # transformers makes a mask of the documents of a row, of which each layer stores a copy in its number format.
+        kept = replace(kept, pairs=kept.pairs + width * (kept.count or architecture.layers))
     return kept
 
 

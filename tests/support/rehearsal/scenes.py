@@ -139,7 +139,7 @@ def isolation(folder: Path) -> dict[str, Any]:
     labels[:, :11] = -100
     positions = torch.cat([torch.arange(11), torch.arange(21)]).expand(2, 32)
     for family in ("gpt2", "llama"):
-        for attention in ("sdpa", "flash_attention_2"):
+        for attention in ("sdpa", "flash_attention_2", "varlen"):
             section = Model(family=family, config=CONFIGS[family], attention=attention, dropout=0.0)
             no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
             config = architecture_config(section, vocabulary=256, special_tokens=no_ids)

@@ -82,7 +82,12 @@ def test_the_usual_way_is_not_told() -> None:
 def test_a_mask_takes_memory() -> None:
     recipe = tiny_recipe(Path("unread"))
     usual, masked = (plan_with(Findings(way, "why"), recipe).memory for way in ("positions", "mask"))
-    assert masked.activations_bytes - usual.activations_bytes == 8 * 32 * 32 * 4  # 8 rows of 32 × 32 numbers in fp32
+    mask = 8 * 32 * 32 * 4  # 8 rows of 32 × 32 numbers in fp32
+    bare = tiny_recipe(Path("unread"), model={"attention": "varlen"})
+    without = plan_with(Findings("positions", "why"), bare).memory
+    assert masked.activations_bytes - without.activations_bytes == mask
+    # transformers' own mask is stored by each of two layers, and once more in half of the backward pass.
+    assert usual.activations_bytes - without.activations_bytes == 2.5 * mask
 
 
 def test_a_way_that_leaks_is_told_if_it_was_given() -> None:

@@ -20,7 +20,7 @@ def recipe_of(**sections: Any) -> Recipe:
     base: dict[str, Any] = {
         "name": "published",
         "model": {"family": "gpt2", "logits_chunk": 1},
-        "data": {"sequence_length": 2048, "train": [{"source": "python-docs"}]},
+        "data": {"sequence_length": 2048, "isolate_documents": False, "train": [{"source": "python-docs"}]},
         "train": {"global_batch": 64, "steps": 100, "precision": "bf16"},
         "optimizer": {"name": "adam", "lr": 1e-3},
     }

@@ -250,6 +250,8 @@ def _settings(recipe: Recipe) -> Iterator[Finding]:
         for name, usual in (("offload_activations", False), ("activation_checkpointing_interval", 1)):
             if getattr(model, name) != usual:
                 yield ("model", name), "needs model.activation_checkpointing selective or full; set it, or remove this"
+    if model.attention == "varlen" and model.compile:
+        yield ("model", "attention"), "varlen goes through the documents of a row, which model.compile cannot; use sdpa"
     if model.logits_chunk:
         yield from _logits_chunk(recipe)
     if model.mlp_chunk and (model.module is not None or model.compile):

@@ -81,8 +81,10 @@ class Model(Section):
     dropout: float | None = described(
         None, "Probability of every dropout in the model. Default: that of the configuration.", ge=0.0, lt=1.0
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = described(
-        None, "Attention implementation of transformers. Default: sdpa where the family has it, else eager."
+    attention: Literal["sdpa", "eager", "flash_attention_2", "varlen"] | None = described(
+        None,
+        "Attention implementation of transformers, or varlen: documents of a packed row without a mask, by torch's "
+        "varlen_attn on GPUs. Default: sdpa where the family has it, else eager.",
     )
     activation_checkpointing: bool | Checkpointing | None = described(
         None,
