@@ -44,7 +44,7 @@ EXCEPTIONS = {
     ("models/checkpointing.py", "torch.cuda.current_stream(device).wait_event(copied)"): _COPIES,
     ("models/checkpointing.py", "return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]"): _COPIES,
     ("models/document_attention.py", "back = -1 if sliding_window is None else sliding_window - 1"): (
-        "torch's kernel takes a real GPU: tests/unit/models/test_document_attention.py has the call, gpu-check the result"
+        "torch's kernel takes a real GPU: tests/unit/models/test_document_attention.py has the call"
     ),
     ("models/adapters/nf4.py", "if codes.is_cuda and _HAS_KERNELS:"): _KERNELS,
     ("models/adapters/nf4.py", "return dequantize_by_kernel(codes, scales, shape)"): _KERNELS,
