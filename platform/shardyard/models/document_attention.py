@@ -7,7 +7,7 @@ Rows that are not packed have the mask that transformers would give them.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ from shardyard.errors import ModelError
 NAME = "varlen"
 # What some families compute between scores and probabilities, which no fused kernel here does.
 _REFUSED = ("softcap", "s_aux", "position_bias")
+
+
+class _Options(TypedDict):
+    """Arguments of torch's attention that are the same for all documents."""
+
+    dropout_p: float
+    scale: float | None
+    enable_gqa: bool
 
 
 def register() -> None:
@@ -55,7 +63,7 @@ def attend(
     if refused := [name for name in _REFUSED if others.get(name) is not None]:
         raise ModelError(f"model.attention: varlen does not compute this family's {', '.join(refused)}; leave it out.")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+    options: _Options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     if cu_seq_lens_q is None or attention_mask is not None or query.shape[2] != key.shape[2]:
         mask = _mask(query, key, attention_mask, causal, sliding_window)
         plain = causal and mask is None and query.shape[2] > 1
@@ -75,7 +83,7 @@ def attend(
             max_length_q or length,
             scale=scaling,
             window_size=(back, 0 if causal else back),
-            enable_gqa=bool(options["enable_gqa"]),
+            enable_gqa=options["enable_gqa"],
         )
         assert isinstance(out, Tensor), "no auxiliary outputs were asked for"
     else:
@@ -84,7 +92,7 @@ def attend(
 
 
 def _by_document(
-    flat: tuple[Tensor, ...], bounds: list[int], causal: bool, window: int | None, options: dict[str, Any]
+    flat: tuple[Tensor, ...], bounds: list[int], causal: bool, window: int | None, options: _Options
 ) -> Tensor:
     """Attention of each document on its own: [B·T, H, V]."""
     found = []

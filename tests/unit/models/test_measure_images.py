@@ -73,7 +73,7 @@ def test_other_families_by_name_alone(family: str) -> None:
     assert found.parameters > 1_000_000
     assert found.flops_per_row
     assert found.kept_32 is not None
-    assert found.kept_32.peak("none") > 0
+    assert found.kept_32.between("none") > 0
 
 
 def test_images_of_another_size_cost_less() -> None:

@@ -96,6 +96,7 @@ def test_an_image_is_read_before_its_answer() -> None:
     assert _flops("multimodal/llava-1.5-7b") == pytest.approx(text + image, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "width", "length"),
     [

@@ -65,6 +65,7 @@ def best(asked: Question, found: Sequence[Way]) -> Way:
     return front(asked, found)[0]
 
 
+@pytest.mark.slow
 def test_8b_on_8_gpus_needs_no_model_parallelism() -> None:
     asked = question("gpt/llama3-8b", "h100-80gb", 8)
     found = ways(asked)
@@ -79,6 +80,7 @@ def test_8b_on_8_gpus_needs_no_model_parallelism() -> None:
     assert recomputed in (False, "none", "selective")
 
 
+@pytest.mark.slow
 def test_70b_on_64_gpus_fits_with_zero_3() -> None:
     asked = question("gpt/llama2-70b", "h100-80gb", 64)
     found = ways(asked)
@@ -88,6 +90,7 @@ def test_70b_on_64_gpus_fits_with_zero_3() -> None:
     assert not any(way.fits for way in found if way.changes == {"zero.stage": 0})
 
 
+@pytest.mark.slow
 def test_70b_on_8_small_gpus_does_not_fit_and_says_what_is_missing() -> None:
     asked = question("gpt/llama2-70b", "rtx-4090", 8)
     found = ways(asked)
@@ -106,6 +109,7 @@ def test_70b_on_8_small_gpus_does_not_fit_and_says_what_is_missing() -> None:
     assert f"{more.gpus} of these GPUs" in rows[1][1]
 
 
+@pytest.mark.slow
 def test_no_number_of_devices_holds_a_row_that_is_too_long() -> None:
     asked = longer(question("gpt/llama3-8b", "rtx-4090", 8), 4194304)
     rows = list(text.missing_rows(asked, ways(asked)))
@@ -158,6 +162,7 @@ def test_further_changes_are_worth_their_fields() -> None:
     assert [len(way.changes) for way in changes] == sorted((len(way.changes) for way in changes), reverse=True)
 
 
+@pytest.mark.slow
 def test_the_front_has_nothing_that_another_way_beats() -> None:
     asked = question("gpt/llama2-70b", "h100-80gb", 64)
     found = [*ways(asked), *ways(asked, 32)]

@@ -81,7 +81,8 @@ def _around(shares: dict[str, float], settings: Settings) -> Iterator[Advice]:
     yield Advice(
         data,
         f"Steps wait for their batch for {data:.0%} of the time: rows are made too slowly. More readers make them side "
-        "by side; `shardyard data tokenize` makes tokens once; a slow network or file system needs a copy nearby.",
+        "by side; `shardyard data tokenize RECIPE` makes tokens once; a slow network or file system needs a copy "
+        "nearby.",
         (f"data.readers={more}",),
     )
     yield Advice(sent, *_about_communication(sent, settings))
@@ -112,7 +113,8 @@ def _reading(reading: float, shares: dict[str, float], settings: Settings) -> It
         text = (
             f"Rows are made by threads of the training process, which compute for {reading:.0%} of a step and hold up "
         )
-        text += "its own work. `shardyard data tokenize` makes tokens once, `shardyard data build` filters once."
+        text += "its own work. `shardyard data tokenize RECIPE` makes tokens once, `shardyard data build FILE` filters "
+        text += "once."
         yield Advice(min(reading, shares.get("waiting", 0.0) if settings.gpu else 1.0), text)
 
 
