@@ -107,6 +107,8 @@ def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) 
             "stage3_gather_16bit_weights_on_model_save": True,
             "sub_group_size": 1_000_000_000,
         }
+    if zero.hpz_partition_size > 1:
+        compiled["zero_hpz_partition_size"] = zero.hpz_partition_size
     return compiled
 
 

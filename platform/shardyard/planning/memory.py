@@ -71,7 +71,9 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         gradients //= mesh.zero
     gathered = 0
     if stage == 3:
-        parameters //= mesh.zero
+        # hpZ keeps a second copy of the weights, shared by fewer ranks.
+        second = parameters // recipe.zero.hpz_partition_size if recipe.zero.hpz_partition_size > 1 else 0
+        parameters = parameters // mesh.zero + second
         gathered = width * gathered_parameters(recipe, architecture, mesh)
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
         parameters += width * architecture.parameters // (mesh.data if stage == 3 else 1)  # the reference model

@@ -207,6 +207,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("zero.grad_accum_dtype", "gradient_accumulation_dtype accumulate_allreduce_grads_in_fp32 data_types", ""),
     ("zero.bucket_bytes", "reduce_bucket_size allgather_bucket_size ddp_bucket_size bucket_cap_mb", "here in bytes"),
+    ("zero.hpz_partition_size", "zero_hpz_partition_size hpz zero_hpz", ""),
     ("zero.live_parameters", "stage3_max_live_parameters max_live_parameters stage3_max_reuse_distance", ""),
     (
         "zero.persistence_threshold",

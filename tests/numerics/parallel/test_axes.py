@@ -39,6 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
         "zero": {"stage": 2},
         "model": {"activation_checkpointing": True, "mlp_chunk": 12},
     },
+    "a second copy of the weights on two ranks": {
+        "zero": {"stage": 3, "hpz_partition_size": 2, "persistence_threshold": 0}
+    },
     "both, stage 0": {"parallel": {"tensor": 2, "sequence": 2}, "zero": {"stage": 0}},
 }
 # Rows of 4,096 tokens, each shared by four ranks.

@@ -126,6 +126,27 @@ def test_what_an_axis_cannot_be_combined_with_is_refused(
     assert any(message in text for text in found), found
 
 
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"stage": 2, "hpz_partition_size": 2}, "needs ZeRO stage 3, not 2"),
+        ({"stage": 3, "hpz_partition_size": 3}, "must divide the 8 ranks and be fewer; sizes that do: [1, 2, 4]"),
+        ({"stage": 3, "hpz_partition_size": 8}, "and be fewer"),
+        ({"stage": 3, "hpz_partition_size": 4, "offload_parameters": True}, "not tested with zero.offload_parameters"),
+    ],
+)
+def test_a_second_copy_of_the_weights_is_of_stage_3(zero: dict[str, Any], message: str) -> None:
+    found = check(changed(recipe(8), {"zero": zero}))
+    assert any(message in str(problem) for problem in found), found
+    one, two = (changed(recipe(8), {"zero": {"stage": 3, "hpz_partition_size": size}}) for size in (1, 4))
+    assert check(two) == []
+    plans = [make_plan(made, tiny_architecture("llama"), World(size=8, gpu=False)) for made in (one, two)]
+    compiled: Any = plans[1].deepspeed
+    assert compiled["zero_optimization"]["zero_hpz_partition_size"] == 4
+    extra = plans[1].memory.parameters_bytes - plans[0].memory.parameters_bytes
+    assert extra == 4 * plans[0].architecture.parameters // 4, "a quarter of the weights in fp32"
+
+
 def changed(made: Recipe, changes: dict[str, Any]) -> Recipe:
     plain = made.model_dump(mode="json")
     for name, value in changes.items():

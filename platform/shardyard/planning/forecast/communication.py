@@ -49,6 +49,7 @@ class DataTraffic:
     weights: of the dense part of this rank's shard; expert_weights: of the experts that it holds. trained: share that
     has gradients. gradient_bytes, weight_bytes: of a number on the wire. bucket_bytes: of a collective, stages 1 and 2.
     size, inner: the data-parallel size, and ranks from one to the next. expert: ranks that share experts.
+    second: ranks that keep a second copy of the weights for the backward pass (hpZ); 1 for none.
     beside: whether stage 1 reduces beside the last backward pass. With bf16 and accumulators in fp32 on the device,
     DeepSpeed's BF16_Optimizer does so after it.
     """
@@ -66,6 +67,7 @@ class DataTraffic:
     expert: int
     accumulation: int
     beside: bool = True
+    second: int = 1
 
 
 def data_transfers(traffic: DataTraffic, hardware: Hardware) -> Iterator[Transfer]:
@@ -84,17 +86,17 @@ def _sharded(
 ) -> Iterator[Transfer]:
     gradients = weights * traffic.trained * traffic.gradient_bytes
     moved, rounds = weights * traffic.weight_bytes, traffic.accumulation
-    bus, latency, part = hardware.bus(inner, size), hardware.latency(inner, size), (size - 1) / size
     collectives = max(1, math.ceil(gradients / traffic.bucket_bytes))
 
-    def of(name: str, when: When, passes: int, sent: float, count: int, per_step: int) -> Transfer:
-        sent *= part * passes
-        seconds = sent / bus + count * latency
+    def of(name: str, when: When, passes: int, sent: float, count: int, per_step: int, ranks: int = size) -> Transfer:
+        sent *= passes * (ranks - 1) / ranks
+        seconds = sent / hardware.bus(inner, ranks) + count * hardware.latency(inner, ranks)
         return Transfer("data", name + what, when, sent * per_step, seconds * per_step, per_step)
 
     if traffic.stage == 3:
         yield of("all-gather of weights", "forward", 1, moved, traffic.layers, rounds)
-        yield of("all-gather of weights", "backward", 1, moved, traffic.layers, rounds)
+        again = traffic.second if traffic.second > 1 else size
+        yield of("all-gather of weights", "backward", 1, moved, traffic.layers, rounds, again)
         if gradients:
             yield of("reduce-scatter of gradients", "backward", 1, gradients, traffic.layers, rounds)
         return

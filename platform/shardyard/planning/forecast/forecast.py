@@ -242,6 +242,7 @@ def traffic_of(recipe: Recipe, plan: RunPlan, work: Work, accumulation: int) -> 
         inner=work.tensor,
         expert=work.expert,
         accumulation=accumulation,
+        second=zero.hpz_partition_size,
         beside=plan.precision != "bf16" or accumulation_type(recipe) != "fp32" or bool(zero.offload_optimizer),
     )
 

@@ -183,8 +183,28 @@ def _overlap(schedule: Schedule, steps: int | None) -> str:
     )
 
 
+def _second_copy(recipe: Recipe) -> Iterator[Finding]:
+    """ZeRO++ hpZ: the ranks that share a second copy of the weights."""
+    size, path, workers = recipe.zero.hpz_partition_size, ("zero", "hpz_partition_size"), recipe.cluster.workers
+    if size == 1:
+        return
+    if recipe.zero.stage != 3:
+        yield path, f"needs ZeRO stage 3, not {recipe.zero.stage}; set it to 1"
+    elif workers % size or size >= workers:
+        fitting = [divisor for divisor in range(1, workers) if workers % divisor == 0]
+        yield path, f"is {size}, and must divide the {workers} ranks and be fewer; sizes that do: {fitting}"
+    axes = [name for name in ("tensor", "sequence", "expert") if getattr(recipe.parallel, name) > 1]
+    if axes:
+        yield path, f"is not tested with parallel.{axes[0]}; set it to 1"
+    if recipe.zero.offload_parameters:
+        yield path, "is not tested with zero.offload_parameters; set it to 1"
+    if recipe.model.adapter is not None:
+        yield path, "is not tested with adapters; set it to 1"
+
+
 def _zero(recipe: Recipe) -> Iterator[Finding]:
     zero, name = recipe.zero, recipe.optimizer.name
+    yield from _second_copy(recipe)
     if zero.offload_optimizer and zero.stage < 1:
         yield ("zero", "offload_optimizer"), "needs ZeRO stage 1, 2 or 3; set zero.stage"
     if zero.offload_parameters and zero.stage != 3:

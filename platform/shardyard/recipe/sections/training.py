@@ -121,6 +121,13 @@ class Zero(Section):
     persistence_threshold: int = described(
         100_000, "Stage 3 keeps weights of fewer numbers whole on each rank: norms, biases.", "numbers", ge=0
     )
+    hpz_partition_size: int = described(
+        1,
+        "Stage 3: consecutive ranks, such as those of a node, that keep a second sharded copy of the weights, so that "
+        "only the forward pass gathers from all ranks, and the backward pass from these (ZeRO++ hpZ); 1 keeps none.",
+        "ranks",
+        ge=1,
+    )
     communication_data_type: Literal["fp32", "bf16", "fp16"] = described(
         "fp32",
         "Number format in which gradients are summed over the ranks. 16 bits halve the traffic, and round the sum of "

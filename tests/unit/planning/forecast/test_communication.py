@@ -40,6 +40,21 @@ def test_stage_3_gathers_twice_and_reduces_once_in_each_micro_batch() -> None:
     )
 
 
+def test_a_second_copy_within_a_node_keeps_the_backward_gather_there() -> None:
+    two_nodes = hardware_of("h100", 16, per_node=8, network="400gx8")
+    found = {
+        second: {
+            one.when: one
+            for one in data_transfers(replace(TRAFFIC, size=16, second=second), two_nodes)
+            if one.what == "all-gather of weights"
+        }
+        for second in (1, 8)
+    }
+    assert found[8]["forward"] == found[1]["forward"]
+    assert found[8]["backward"].sent_bytes == pytest.approx(4 * 2 * WEIGHTS * 7 / 8)
+    assert found[8]["backward"].seconds < found[1]["backward"].seconds
+
+
 def test_stage_2_all_reduces_in_each_micro_batch_and_stage_1_once_a_step() -> None:
     gathered = {("all-gather of weights", "after"): 2 * WEIGHTS * PART}
     assert sent(replace(TRAFFIC, stage=2)) == pytest.approx(
