@@ -289,7 +289,7 @@ def test_a_trained_model_is_sampled_and_measured_on_the_gpu(scenes: dict[str, An
     assert after["tasks"] == ["choice"]
 
 
-# What DeepSpeed 0.19.8 waits for in an update, by ZeRO stage: docs/develop/speed.md.
+# What DeepSpeed 0.19.8 waits for in an update, by ZeRO stage: docs/benchmarks.md.
 _UTILS = "deepspeed/runtime/utils.py"
 _CLIP, _INVALID = f"{_UTILS}:clip_tensors_by_global_norm", f"{_UTILS}:is_invalid_grad_norm"
 _MASKED = f"{_UTILS}:mask_nan_or_inf_with_val_inplace"

@@ -85,7 +85,7 @@ def start_step(
     micro-batches changes the loss. DeepSpeed averages gradients over the ranks with the same weights; multiplying by
     their number turns the average into the sum that this mean needs.
 
-    Nothing here waits for the device, except what DeepSpeed does in its `step` (docs/develop/speed.md): sums are
+    Nothing here waits for the device, except what DeepSpeed does in its `step` (docs/benchmarks.md): sums are
     accumulated on the device, and the few numbers that every step needs (losses, counts, gradient norm, flags) start
     for the host together.
 
