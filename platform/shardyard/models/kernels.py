@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.integrations.liger import apply_liger_kernel
 
 from shardyard.errors import HardwareError, ModelError
 from shardyard.extras import require
@@ -25,6 +24,9 @@ def use_liger(model: nn.Module, family: str, device: torch.device) -> None:
     if not on_gpu:
         raise HardwareError("model.kernels is liger, whose kernels run on GPUs only; set it to none to train on CPUs.")
     require("kernels", "model.kernels: liger", "liger_kernel", "triton")
+    # With it transformers imports its trainer and peft.
+    from transformers.integrations.liger import apply_liger_kernel
+
     before = _forwards(model)
     apply_liger_kernel(model, dict(_CHOSEN))
     if _forwards(model) == before:

@@ -51,6 +51,7 @@ LATE = {
     "launch/sweep/search.py": "optuna is an extra",
     "models/adapters/adapters.py": "peft takes half a second, which only adapters need",
     "models/adapters/nf4.py": "bitsandbytes is an extra",
+    "models/kernels.py": "transformers imports its trainer and peft with it, and peft bitsandbytes",
     "models/quirks.py": "peft takes half a second, which only adapters need",
     "recipe/seen_columns.py": "pyarrow takes a tenth of a second, which only Parquet files need",
     "recipe/seen_values.py": "pyarrow takes a tenth of a second, which only Parquet files need",

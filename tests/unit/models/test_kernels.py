@@ -32,7 +32,7 @@ def test_a_family_without_kernels_is_refused_and_the_loss_stays_ours(monkeypatch
         given.append(chosen)
 
     monkeypatch.setattr(kernels, "require", lambda *_: None)
-    monkeypatch.setattr(kernels, "apply_liger_kernel", apply)
+    monkeypatch.setattr("transformers.integrations.liger.apply_liger_kernel", apply)
     with pytest.raises(ModelError, match="no kernels for the family rwkv"):
         kernels.use_liger(nn.Linear(2, 2), "rwkv", CUDA)
     assert given == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
@@ -40,5 +40,5 @@ def test_a_family_without_kernels_is_refused_and_the_loss_stays_ours(monkeypatch
     def replace(model: nn.Module, chosen: dict[str, bool]) -> None:
         model.forward = MethodType(lambda self, values: values, model)
 
-    monkeypatch.setattr(kernels, "apply_liger_kernel", replace)
+    monkeypatch.setattr("transformers.integrations.liger.apply_liger_kernel", replace)
     kernels.use_liger(nn.Linear(2, 2), "llama", CUDA)
