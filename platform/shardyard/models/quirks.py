@@ -227,6 +227,14 @@ def keep_all_fields(found: GenerationConfig) -> None:
     found._from_model_config = False
 
 
+@contextmanager
+def no_padding_warned_of(model: nn.Module) -> Iterator[None]:
+    """Context in which a model on the meta device does not warn of padding: its ids have no values."""
+    config = getattr(model, "config", None)
+    with replaced(config, "pad_token_id", None) if hasattr(config, "pad_token_id") else nullcontext():
+        yield
+
+
 # Adapters.
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -23,6 +24,7 @@ from transformers import (
     ViTMAEForPreTraining,
     WhisperConfig,
     masking_utils,
+    modeling_utils,
 )
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
@@ -145,3 +147,17 @@ def test_layers_still_have_their_checkpoint_function_under_a_private_name() -> N
     model.gradient_checkpointing_enable()
     quirks.set_checkpoint_function(model, print)
     assert [layer._gradient_checkpointing_func for layer in model.transformer.h] == [print, print]
+
+
+def test_transformers_still_warns_of_padding_in_ids_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", told.append)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, pad_token_id=0))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with quirks.no_padding_warned_of(model):
+        model.warn_if_padding_and_no_attention_mask(ids, None)
+    assert told == []
+    assert model.config.pad_token_id == 0
+    model.warn_if_padding_and_no_attention_mask(ids, None)
+    assert len(told) == 1

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shardyard.errors import ModelError
+from shardyard.models.quirks import no_padding_warned_of
 from shardyard.models.size.row_cost import Passed, forward
 from shardyard.planning.activations import Kept
 
@@ -36,7 +37,8 @@ def kept_of(module: nn.Module) -> tuple[Kept, Kept] | None:
 def _passed(module: nn.Module, length: int) -> Passed:
     with torch.device("meta"):
         ids = torch.zeros(1, length, dtype=torch.long)
-    return forward(module, {"input_ids": ids, "use_cache": False}, "a decoder", unmasked=True)
+    with no_padding_warned_of(module):
+        return forward(module, {"input_ids": ids, "use_cache": False}, "a decoder", unmasked=True)
 
 
 def _kept(short: Passed, long: Passed) -> Kept:
