@@ -17,6 +17,30 @@ from shardyard.recipe.loading.load import load_recipe
 from shardyard.recipe.schema import Recipe
 
 NO_RUNS = Path("/nonexistent")
+# Radford et al. 2019: 12 layers of 768, 12 heads, 50257 tokens, 1024 positions.
+GPT2 = Architecture(
+    family="gpt2",
+    parameters=124_439_808,
+    matmul_parameters=124_439_808 - 1024 * 768,
+    largest_block_parameters=7_087_872,
+    layers=12,
+    hidden_size=768,
+    heads=12,
+    vocabulary=50257,
+    positions=1024,
+)
+# Llama 3 8B.
+LLAMA3_8B = Architecture(
+    family="llama",
+    parameters=8_030_261_248,
+    matmul_parameters=7_504_924_672,
+    largest_block_parameters=218_112_000,
+    layers=32,
+    hidden_size=4096,
+    heads=32,
+    vocabulary=128_256,
+    positions=8192,
+)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,8 @@ from shardyard.planning.architecture import Architecture
 from shardyard.planning.host_memory import GPU_RANK_BYTES, SMALLEST_BLOCK_BYTES, host_memory, loading_bytes, read_whole
 from shardyard.planning.plan import World, make_plan
 from shardyard.recipe.loading.load import load_recipe
+from support.measured import LLAMA3_8B as SIZES
 
-# Llama 3 8B.
-SIZES = Architecture(
-    family="llama",
-    parameters=8_030_261_248,
-    matmul_parameters=7_504_924_672,
-    largest_block_parameters=218_112_000,
-    layers=32,
-    hidden_size=4096,
-    heads=32,
-    vocabulary=128_256,
-    positions=8192,
-)
 TABLE = 128_256 * 4096
 
 

@@ -16,28 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyard.errors import RecipeError
-from shardyard.planning.architecture import Architecture, flops_per_token
+from shardyard.planning.architecture import flops_per_token
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import LOGITS_CHUNK, MAX_MICRO_BATCH_TOKENS, with_logits_chunk
 from shardyard.planning.plan import RunPlan, World, fixed, make_plan
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
 from shardyard.recipe.schema import Recipe
+from support.measured import GPT2
 from support.waiting import PATIENCE_SECONDS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed"
-# Radford et al. 2019: 12 layers of 768, 12 heads, 50257 tokens, 1024 positions.
-GPT2 = Architecture(
-    family="gpt2",
-    parameters=124_439_808,
-    matmul_parameters=124_439_808 - 1024 * 768,
-    largest_block_parameters=7_087_872,
-    layers=12,
-    hidden_size=768,
-    heads=12,
-    vocabulary=50257,
-    positions=1024,
-)
 
 
 def recipe_of(**sections: Any) -> Recipe:

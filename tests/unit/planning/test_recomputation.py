@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardyard.planning.architecture import Architecture
 from shardyard.planning.memory import estimate_memory
 from shardyard.planning.plan import World, fixed, make_plan
 from shardyard.planning.plan_text import rows as plan_rows
@@ -12,18 +11,7 @@ from shardyard.planning.recomputation import Recomputed, cheapest_first, with_re
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
 from shardyard.recipe.schema import Recipe
-
-GPT2 = Architecture(
-    family="gpt2",
-    parameters=124_439_808,
-    matmul_parameters=124_439_808 - 1024 * 768,
-    largest_block_parameters=7_087_872,
-    layers=12,
-    hidden_size=768,
-    heads=12,
-    vocabulary=50257,
-    positions=1024,
-)
+from support.measured import GPT2
 
 
 def recipe_of(**sections: Any) -> Recipe:

@@ -335,8 +335,9 @@ class Checkpointer:
         problem = ""
         try:
             stored = read_states(folder / ENGINE_TAG, stage, names, read)
-        except CheckpointError as error:
-            problem = str(error)
+        # Whatever is wrong with the files that this rank reads, the others must hear of it instead of waiting.
+        except (CheckpointError, OSError, LookupError) as error:
+            problem = str(error) if isinstance(error, CheckpointError) else f"{folder} cannot be read: {error!r}"
         problems = [text for text in self._mesh.world.gather(problem) if text]
         if problems or stored is None:
             raise CheckpointError(problems[0])

@@ -120,23 +120,11 @@ def _of_stage_3(model: Any, states: Sequence[Any]) -> dict[str, Trained]:
     for name, shape in chain.from_iterable(group.items() for group in model[PARAM_SHAPES]):
         size = shape.numel()
         share = -(-size // len(states))
-        pieces = [list(spans(one[FP32_FLAT_GROUPS], begin, share)) for one in states]
-        weight = Pieces(
-            [one[FP32_FLAT_GROUPS][at][cut] for one, cuts in zip(states, pieces, strict=True) for at, cut in cuts], size
-        )
-        first = states[0][OPTIMIZER_STATE_DICT]["state"].get(pieces[0][0][0] if pieces[0] else 0, {})
-        whole, scalars = _parted(first)
-        moments = {
-            key: Pieces(
-                [
-                    one[OPTIMIZER_STATE_DICT]["state"][at][key][cut]
-                    for one, cuts in zip(states, pieces, strict=True)
-                    for at, cut in cuts
-                ],
-                size,
-            )
-            for key in whole
-        }
+        places = [(one, at, cut) for one in states for at, cut in spans(one[FP32_FLAT_GROUPS], begin, share)]
+        inner = [(one[OPTIMIZER_STATE_DICT]["state"].get(at, {}), cut) for one, at, cut in places]
+        whole, scalars = _parted(inner[0][0] if inner else {})
+        weight = Pieces([one[FP32_FLAT_GROUPS][at][cut] for one, at, cut in places], size)
+        moments = {key: Pieces([state[key][cut] for state, cut in inner], size) for key in whole}
         found[name] = Trained(weight, moments, scalars)
         begin += share
     return found

@@ -17,17 +17,10 @@ from shardyard.planning.forecast.text import as_plain, forecast_rows
 from shardyard.planning.plan import RunPlan, make_plan
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.schema import Recipe
+from support.measured import LLAMA3_8B
 
-LLAMA = Architecture(
-    family="llama",
-    parameters=8_030_261_248,
-    matmul_parameters=7_504_924_672,
-    largest_block_parameters=218_112_000,
-    layers=32,
-    hidden_size=4096,
-    heads=32,
-    vocabulary=128256,
-    positions=8192,
+LLAMA = replace(
+    LLAMA3_8B,
     layer=LayerShape(key_value_width=1024, mlp_width=14336, gated=True, rms_norm=True, rotary=True),
 )
 NODE = hardware_of("h100-80gb", 8, price=2.0)
