@@ -25,17 +25,16 @@ class GarbageCollection:
 
     def __enter__(self) -> GarbageCollection:
         self._enabled = gc.isenabled()
-        # Whoever froze objects before decides when they are thawed.
-        self._freezes = self._long and gc.get_freeze_count() == 0
+        # Frozen objects are thawed together: where some were frozen before, as imports are, thawing is not ours.
+        self._thaws = self._long and gc.get_freeze_count() == 0
         gc.disable()
         if self._long:
             gc.collect()
-        if self._freezes:
             gc.freeze()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._freezes:
+        if self._thaws:
             gc.unfreeze()
         if self._enabled:
             gc.enable()

@@ -228,10 +228,12 @@ def keep_all_fields(found: GenerationConfig) -> None:
 
 
 @contextmanager
-def no_padding_warned_of(model: nn.Module) -> Iterator[None]:
-    """Context in which a model on the meta device does not warn of padding: its ids have no values."""
-    config = getattr(model, "config", None)
-    with replaced(config, "pad_token_id", None) if hasattr(config, "pad_token_id") else nullcontext():
+def no_padding_warned_of() -> Iterator[None]:
+    """Context in which models on the meta device do not warn of padding: their ids have no values.
+
+    A model without a padding token would not warn either, but the configurations of some families refuse to have none.
+    """
+    with replaced(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *_: None):
         yield
 
 

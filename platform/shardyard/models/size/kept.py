@@ -37,7 +37,7 @@ def kept_of(module: nn.Module) -> tuple[Kept, Kept] | None:
 def _passed(module: nn.Module, length: int) -> Passed:
     with torch.device("meta"):
         ids = torch.zeros(1, length, dtype=torch.long)
-    with no_padding_warned_of(module):
+    with no_padding_warned_of():
         return forward(module, {"input_ids": ids, "use_cache": False}, "a decoder", unmasked=True)
 
 

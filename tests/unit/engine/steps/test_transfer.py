@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 import torch
 
 from shardyard.engine.collecting import EVERY_STEPS, GarbageCollection
@@ -32,6 +33,13 @@ def test_micro_batches_come_in_order_and_are_copied_one_ahead() -> None:
     assert list(Copies(CPU).of(())) == []
 
 
+@pytest.fixture
+def thawed() -> None:
+    """Nothing is frozen yet, whatever the tests before left behind."""
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("thawed")
 def test_garbage_is_collected_at_fixed_steps_only() -> None:
     was = gc.isenabled()
     with GarbageCollection(steps=2 * EVERY_STEPS) as garbage:
@@ -45,6 +53,22 @@ def test_garbage_is_collected_at_fixed_steps_only() -> None:
     assert (gc.isenabled(), gc.get_freeze_count()) == (was, 0)
 
 
+@pytest.mark.usefixtures("thawed")
+def test_what_was_frozen_before_stays_frozen_beside_the_model() -> None:
+    gc.freeze()
+    try:
+        made = [Cycle() for _ in range(3)]
+        frozen = gc.get_freeze_count()
+        with GarbageCollection(steps=EVERY_STEPS):
+            assert gc.get_freeze_count() > frozen
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        del made
+        gc.collect()
+
+
+@pytest.mark.usefixtures("thawed")
 def test_a_short_run_is_spared_the_collection_at_its_start() -> None:
     with GarbageCollection(steps=EVERY_STEPS - 1):
         assert gc.get_freeze_count() == 0
