@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from shardyard.launch.ray import worker_group
+from shardyard.launch.ray import spares, worker_group
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.failures import failure_of
 from shardyard.launch.ray.rank_actor import Setup
@@ -110,3 +110,24 @@ def test_workers_that_get_no_place_leave_nothing(stopped: bool, monkeypatch: pyt
         group.place()
     assert caught.value.wait == (None if stopped else Wait("taken"))
     nothing_is_left([])
+
+
+def test_spares_take_the_places_of_ranks_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of which hangs. The spares have imported everything, and compute with as many threads."""
+    monkeypatch.setattr(spares, "AFTER_SECONDS", 0.0)
+    with WorkerGroup(DEMAND, ANYWHERE, SETUP, spares=True) as group:
+        before = group.place()
+        group.join(before, 60.0)
+        os.kill(before[1].pid, signal.SIGSTOP)
+        with pytest.raises(WorkersFailedError):
+            group.train(b"")
+        assert group.has_spares
+        group.end_ranks()
+        after = group.replace()
+        assert not any(psutil.pid_exists(member.pid) for member in before)
+        assert [member.node for member in after] == [member.node for member in before]
+        group.join(after, 60.0)
+        with pytest.raises(WorkersFailedError) as caught:
+            group.train(b"")
+        assert sorted(caught.value.errors) == [0, 1]
+    nothing_is_left([member.pid for member in (*before, *after)])

@@ -19,6 +19,7 @@ from shardyard.engine.checkpoint.files import free_bytes, is_full, make_room
 from shardyard.engine.checkpoint.weights import live_weights
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.hooks.evaluate import EvaluateHook
+from shardyard.engine.hooks.recovery import RecoveryHook
 from shardyard.engine.job import Job as Job
 from shardyard.engine.loop import Outcome, train
 from shardyard.engine.memory.measured import Watch, measured
@@ -81,6 +82,8 @@ def _run(job: Job, mesh: Mesh, on_step: OnStep | None, watch: Watch) -> Outcome:
     session.hooks[:0] = watch(session.engine)
     if on_step is not None:
         session.hooks.insert(0, CallHook(on_step))
+    if job.restart is not None:
+        session.hooks.insert(0, RecoveryHook(job.restart, lambda: session.restored, session.event_log))
     rank, ended = mesh.here, "failed"
     try:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":

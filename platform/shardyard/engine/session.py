@@ -75,6 +75,8 @@ class Session:
         # Steps whose batches were taken.
         self._taken = 0
         self._last_result = 0.0
+        # When the newest checkpoint had been read, in seconds since 1970.
+        self.restored = 0.0
         self.checkpoint = CheckpointHook(
             self.checkpointer,
             self._state,
@@ -149,6 +151,7 @@ class Session:
             for hook in self.hooks:
                 if hook.name in state.hooks:
                     hook.load_state_dict(state.hooks[hook.name])
+        self.restored = time.time()
         number = self.folder.info().attempts
         self.ledger = self._ledger(number, done)
         self.event_log.event(Attempt(number=number, world_size=self.mesh.world.size, resumed_step=done or None))

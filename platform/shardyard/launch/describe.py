@@ -24,6 +24,7 @@ from shardyard.tracking.run.events import (
     Notice,
     OtherEvent,
     Placed,
+    Recovered,
     SourcesExhausted,
     StageBegun,
     Waiting,
@@ -73,6 +74,8 @@ def describe(event: Event) -> str:
             return places_in_words(event.placement)
         case Waiting():
             return wait_in_words(event.wait)
+        case Recovered():
+            return _recovered(event)
         case Notice() | Length():
             return event.text
         case OtherEvent():
@@ -177,8 +180,16 @@ def _what_follows(event: AttemptFailed) -> str:
         wait = event.wait_seconds if event.wait_seconds is not None and math.isfinite(event.wait_seconds) else 0.0
         source = f"the checkpoint of step {step}" if step else "the start"
         counted = f"failure {event.failures} of at most {event.max_failures} without a new checkpoint"
-        return f"\nstarting again in {format_seconds(wait)} from {source} ({counted})"
+        when = f"in {format_seconds(wait)}" if wait else "at once"
+        return f"\nstarting again {when} from {source} ({counted})"
     return ""
+
+
+def _recovered(event: Recovered) -> str:
+    phases = ", ".join(f"{name.replace('_', ' ')} {format_seconds(value)}" for name, value in event.phases.items())
+    how = " by spare processes" if event.spares else ""
+    seconds = event.seconds if event.seconds is not None and math.isfinite(event.seconds) else 0.0
+    return f"recovered{how}: step {event.step} after {format_seconds(seconds)}{f' ({phases})' if phases else ''}"
 
 
 def _size_and_time(event: CheckpointSaved) -> str:

@@ -30,15 +30,15 @@ LASTING = Failure({"the loss is nan": (0, 1)}, permanent=True)
 @pytest.mark.parametrize(
     ("failures", "max_failures", "decision"),
     [
-        (1, 3, Retry(1.0)),
-        (2, 3, Retry(2.0)),
-        (3, 3, Retry(4.0)),
+        (1, 3, Retry(0.0)),
+        (2, 3, Retry(1.0)),
+        (3, 3, Retry(2.0)),
         (4, 3, GiveUp("it failed 4 times without a new checkpoint in between and cluster.max_failures is 3")),
-        (1, 1, Retry(1.0)),
+        (1, 1, Retry(0.0)),
         (2, 1, GiveUp("it failed 2 times without a new checkpoint in between and cluster.max_failures is 1")),
         (1, 0, GiveUp("cluster.max_failures is 0")),
-        (6, 100, Retry(32.0)),
-        (7, 100, Retry(60.0)),
+        (7, 100, Retry(32.0)),
+        (8, 100, Retry(60.0)),
         (100, 100, Retry(60.0)),
         # Two to the power of thousands is no float.
         (5000, 5000, Retry(60.0)),

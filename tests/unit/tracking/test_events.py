@@ -32,6 +32,7 @@ from shardyard.tracking.run.events import (
     Notice,
     OtherEvent,
     Placed,
+    Recovered,
     SourcesExhausted,
     StageBegun,
     Waiting,
@@ -93,6 +94,7 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
             outcome=None,
         ),
     ),
+    "recovered": ("notice", Recovered(time=1.0, step=21, seconds=4.5, phases={"imports": 2.5}, spares=True)),
     "notice": ("notice", Notice(time=1.0, text="starting 2 Ray workers")),
 }
 # Lines as earlier versions wrote them, and as they are read.

@@ -1,13 +1,16 @@
-"""One attempt at a job on Ray workers."""
+"""One attempt at a job on Ray workers, and what it leaves to the next one: places with spare processes in them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardyard.engine.job import Job
+from shardyard.engine.job import Job, Restart
 from shardyard.errors import HardwareError
 from shardyard.launch.jobs.secrets import carried
 from shardyard.launch.ray.death import count_oom_kills, describe_death
@@ -16,7 +19,7 @@ from shardyard.launch.ray.network import to_forward
 from shardyard.launch.ray.places import Member, parted_groups, places_of
 from shardyard.launch.ray.rank_actor import Setup
 from shardyard.launch.ray.ready import Ready
-from shardyard.launch.ray.worker_group import WorkerGroup, WorkersFailedError
+from shardyard.launch.ray.worker_group import NotPlacedError, WorkerGroup, WorkersFailedError
 from shardyard.launch.run.recovery import Failure
 from shardyard.planning.placement import ANYWHERE, Demand, Placement, demand_of
 from shardyard.tracking.run.events import Notice, Placed, write_event
@@ -29,11 +32,79 @@ if TYPE_CHECKING:
 RENDEZVOUS_SECONDS = 300.0
 
 
+class Kept:
+    """What a failed attempt leaves to the next one: its places, and when it failed. Closed with the block.
+
+    job: as it was trained, with what was settled for its places.
+    """
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self._group: WorkerGroup | None = None
+        self._demand: Demand | None = None
+        self._times: dict[str, float] = {}
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether places are kept."""
+        return self._group is not None
+
+    def keep(self, group: WorkerGroup, job: Job, demand: Demand) -> None:
+        """Keep the places of a group whose ranks have failed, if spares wait in them; end it otherwise."""
+        self.job, self._demand = job, demand
+        if not group.has_spares:
+            group.close(gently=False)
+            return
+        group.end_ranks()
+        self._group = group
+
+    def note(self, **times: float) -> None:
+        """Note when the last attempt had reached what, in seconds since 1970."""
+        self._times |= times
+
+    def take(self) -> tuple[WorkerGroup, Job, Demand] | None:
+        """The places that are kept, once; None if the workers must be placed anew."""
+        group, self._group = self._group, None
+        if group is None or self.job is None or self._demand is None:
+            return None
+        return group, self.job, self._demand
+
+    def restart(self, times: Mapping[str, float], *, spares: bool) -> Restart | None:
+        """What the next attempt tells of its delay; None for the first one."""
+        before, self._times = self._times, {}
+        return Restart(times={**before, **times}, spares=spares) if "failed" in before else None
+
+    def close(self) -> None:
+        """Give the places back."""
+        if self._group is not None:
+            self._group.close(gently=False)
+            self._group = None
+
+
+def attempt_again(kept: Kept) -> Outcome | Failure | None:
+    """Run a job that has failed once more, in the places of its ranks; None if these must be placed anew."""
+    taken = kept.take()
+    if taken is None:
+        return None
+    group, job, demand = taken
+    try:
+        return _attempt(job, demand, group, group.replace, lambda: None, kept)
+    except NotPlacedError:
+        return None
+
+
 def attempt(
     job: Job,
     demand: Demand | None = None,
     placement: Placement = ANYWHERE,
     on_placed: Callable[[], None] = lambda: None,
+    kept: Kept | None = None,
 ) -> Outcome | Failure:
     """Run all ranks of a job once; returns the outcome or the failure. By default Ray places the workers of the plan.
 
@@ -41,12 +112,12 @@ def attempt(
 
     Args:
         on_placed: called once all workers have their resources.
+        kept: takes the places of the ranks after a failure.
 
     Raises:
         NotPlacedError: no rank trained, because resources were missing or a stop was requested.
     """
     demand = demand or demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size)
-    killed = count_oom_kills()
     setup = Setup(
         job.recipe.cluster.network,
         gpu=job.plan.world.gpu,
@@ -54,20 +125,53 @@ def attempt(
         private=carried(os.environ, job.recipe),
         logs=job.folder.logs,
     )
+    spares = kept is not None and job.recipe.cluster.spares and job.recipe.cluster.max_failures > 0
+    stopped = lambda: job.folder.stop_requested() is not None  # noqa: E731
+    group = WorkerGroup(demand, placement, setup, stopped, spares=spares)
+    return _attempt(job, demand, group, group.place, on_placed, kept)
+
+
+def _attempt(
+    job: Job,
+    demand: Demand,
+    group: WorkerGroup,
+    place: Callable[[], list[Member]],
+    on_placed: Callable[[], None],
+    kept: Kept | None,
+) -> Outcome | Failure:
+    killed, used_spares = count_oom_kills(), group.has_spares
     try:
-        with WorkerGroup(demand, placement, setup, lambda: job.folder.stop_requested() is not None) as group:
-            members = group.place()
-            job.folder.update(placement=places_of(members), placed=now_text(), waiting=None)
-            on_placed()
-            ready = group.join(members, max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout))
-            _log_placement(job, demand, members, ready)
-            outcome: Outcome = group.train(pickle.dumps(job))
+        members = place()
+        job.folder.update(placement=places_of(members), placed=now_text(), waiting=None)
+        on_placed()
+        ready = group.join(members, max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout))
+        _log_placement(job, demand, members, ready)
+        restart = None if kept is None else kept.restart(group.times, spares=used_spares)
+        outcome: Outcome = group.train(pickle.dumps(replace(job, restart=restart)))
     except HardwareError as error:
+        group.close(gently=False)
         return Failure({str(error): ()}, permanent=True)
     except WorkersFailedError as error:
+        if kept is None:
+            group.close(gently=False)
+        else:
+            kept.note(failed=time.time(), last_step=_last_step(job))
+            kept.keep(group, job, demand)
+            kept.note(ended=time.time())
         return failure_of(error.errors, (lambda rank, text: _death(job, rank, text, killed)) if error.ranked else None)
+    except BaseException:
+        group.close(gently=False)
+        raise
+    group.close(gently=True)
     job.folder.update(outcome=outcome)
     return outcome
+
+
+def _last_step(job: Job) -> float:
+    """When the last step was recorded, in seconds since 1970; now if that is not known."""
+    with contextlib.suppress(OSError):
+        return job.folder.metrics.stat().st_mtime
+    return time.time()
 
 
 def _log_placement(job: Job, demand: Demand, members: Sequence[Member], ready: Sequence[Ready]) -> None:

@@ -14,13 +14,15 @@ import ray
 
 from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.local_cluster.token import ensure_ray_token
-from shardyard.launch.ray import quirks
+from shardyard.launch.ray import quirks, sessions
 from shardyard.launch.ray.local_ray import INIT_OPTIONS, on_loopback
 from shardyard.launch.run.world import cluster_address
 from shardyard.planning.placement import Amount, Demand, Node, ask, judge, within
 from shardyard.recipe.schema import Cluster
 
 KNOCK_TIMEOUT_SECONDS = 5.0
+# Time for killed daemons to end, before their folder is removed.
+END_SECONDS = 5.0
 # Ray's autoscaler and KubeRay label their nodes with the node group.
 _NODE_GROUP = "ray.io/node-group"
 
@@ -86,13 +88,15 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
         ShardyardError: the cluster cannot be reached, or the workers could never fit.
     """
     _connect(settings)
+    failed = True
     try:
         cluster = RayCluster(cluster_address(settings))
         if gpu is not None:
             cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
         yield cluster
+        failed = False
     finally:
-        _shut_down()
+        _shut_down(keep_logs=failed)
 
 
 def cluster_gpus(settings: Cluster) -> int | None:
@@ -125,6 +129,9 @@ def _connect(settings: Cluster) -> None:
             else:
                 with on_loopback():
                     ray.init(address="local", num_cpus=cores, **INIT_OPTIONS, **options)
+                if (folder := quirks.session_folder()) is not None:
+                    sessions.mark(folder)
+                    sessions.remove_dead(folder.parent)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ShardyardError(
@@ -133,14 +140,17 @@ def _connect(settings: Cluster) -> None:
         ) from error
 
 
-def _shut_down() -> None:
+def _shut_down(*, keep_logs: bool) -> None:
     """Disconnect, and completely stop a cluster started by this process: its ranks have ended, and its daemons ignore
-    SIGTERM."""
-    started = quirks.processes_started_here()
+    SIGTERM. Its folder is removed, unless its logs may explain a failure; the next local Ray removes it then."""
+    started, folder = quirks.processes_started_here(), quirks.session_folder()
     ray.shutdown()
     for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    if folder is not None and not keep_logs:
+        psutil.wait_procs(started, timeout=END_SECONDS)
+        sessions.remove(folder)
 
 
 def _knock(address: str) -> None:

@@ -16,6 +16,7 @@ class Member:
     address: of its host, as Ray knows it.
     gpus: ids of the GPUs that Ray gave it.
     port: for the other ranks to join it if it becomes rank 0.
+    threads: OMP_NUM_THREADS of its process, which Ray sets by the cores that it gives; "" if it is not set.
     """
 
     node: str
@@ -24,6 +25,7 @@ class Member:
     pid: int
     gpus: tuple[str, ...]
     port: int
+    threads: str = ""
 
 
 @dataclass(frozen=True)

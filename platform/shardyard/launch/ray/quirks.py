@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -74,6 +75,12 @@ def processes_started_here() -> list[psutil.Process]:
             daemon = psutil.Process(info.process.pid)
             found += [daemon, *daemon.children(recursive=True)]
     return found
+
+
+def session_folder() -> Path | None:
+    """The folder of a Ray that was started here, with its logs and sockets; None for a cluster that was not."""
+    node = ray._private.worker._global_node
+    return Path(node.get_session_dir_path()) if node is not None and node.head else None
 
 
 # Addresses.

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import ray
 from ray.util import get_node_ip_address
 
@@ -29,6 +31,12 @@ from shardyard.recipe.schema import Network
 
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
+
+# A spare process imports only if its host has this much memory: five times what the imports of one take.
+SPARE_ROOM_BYTES = 2 << 30
+LOW_PRIORITY = 10
+# Time for a killed process to give back its memory.
+END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,13 @@ class RankWorker:
         self._listening, port = open_port(self._address, world_size)
         gpus = context.get_accelerator_ids().get("GPU", [])
         return Member(
-            context.get_node_id(), self._address, socket.gethostname(), os.getpid(), tuple(map(str, gpus)), port
+            context.get_node_id(),
+            self._address,
+            socket.gethostname(),
+            os.getpid(),
+            tuple(map(str, gpus)),
+            port,
+            os.environ.get("OMP_NUM_THREADS", ""),
         )
 
     def load(self) -> None:
@@ -72,6 +86,37 @@ class RankWorker:
             os.environ.setdefault(name, value)
         with contextlib.suppress(Exception):
             import_ahead(gpu=self._setup.gpu)
+
+    def load_slowly(self, threads: str) -> None:
+        """Import as `load` does, beside a training that shall not notice it, and where there is memory for it.
+
+        Args:
+            threads: OMP_NUM_THREADS of the rank whose place this process may take.
+        """
+        for variables in (os.environ, self._environment):
+            if threads:
+                variables["OMP_NUM_THREADS"] = threads
+            else:
+                variables.pop("OMP_NUM_THREADS", None)
+        if psutil.virtual_memory().available > SPARE_ROOM_BYTES:
+            threading.Thread(target=self._load_at_low_priority, name="shardyard-load", daemon=True).start()
+
+    def _load_at_low_priority(self) -> None:
+        # Linux has a priority for each thread, and an unprivileged process could not raise that of the whole again.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+        self.load()
+
+    def outlive(self, pid: int) -> bool:
+        """Wait until the process of a rank on this host has ended, and its memory is free; returns whether it has."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if "RankWorker" in " ".join(process.cmdline()):
+                process.kill()
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    process.wait(END_SECONDS)
+                return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return True
 
     def prepare(self, seat: Seat, one_host: bool) -> Ready:
         """Take a place among the ranks; `one_host`: all of them run on this host."""

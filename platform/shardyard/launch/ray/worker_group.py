@@ -7,12 +7,10 @@ locations: the calls are pipelined in Ray's queues, which saves round trips.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,13 +18,13 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shardyard.errors import HardwareError
+from shardyard.launch.ray import spares as waiting
 from shardyard.launch.ray.places import Member, rank_order, seats_of
 from shardyard.launch.ray.rank_actor import RankWorker, Setup
 from shardyard.launch.ray.ready import Ready
+from shardyard.launch.ray.waits import STOP_POLL_SECONDS, Answers, gather
 from shardyard.planning.placement import Demand, Placement
 from shardyard.tracking.run.waiting import Wait
-
-T = TypeVar("T")
 
 # A label that Ray sets on every node.
 NODE_ID_LABEL = "ray.io/node-id"
@@ -37,9 +35,6 @@ PLACEMENT_SECONDS_A_BUNDLE = 0.1
 AUTOSCALER_SECONDS = 30.0
 # Time limit for answers from the processes of placed workers: a host starts them one after the other.
 ANSWER_SECONDS = 300.0
-STOP_POLL_SECONDS = 1.0
-# Ranks that lose a peer fail a moment later: usually the first failed rank is not the only one to report a cause.
-GATHER_SECONDS = 2.0
 # Time for ranks to leave their group before they are killed.
 PARTING_SECONDS = 10.0
 
@@ -64,22 +59,21 @@ class WorkersFailedError(Exception):
         self.ranked = ranked
 
 
-@dataclass
-class Answers(Generic[T]):
-    """Results and exceptions of workers, by their numbers."""
-
-    values: dict[int, T] = field(default_factory=dict)
-    errors: dict[int, BaseException] = field(default_factory=dict)
-
-
 class WorkerGroup:
     """The ranks of one job, or of several consecutive ones; ended with the block.
 
-    stopped: whether a stop is requested; checked until the ranks train.
+    stopped: whether a stop is requested; checked until the ranks train. spares: whether further processes wait to
+    take the places of the ranks. times: when it had reached what, in seconds since 1970.
     """
 
     def __init__(
-        self, demand: Demand, placement: Placement, setup: Setup, stopped: Callable[[], bool] = lambda: False
+        self,
+        demand: Demand,
+        placement: Placement,
+        setup: Setup,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        spares: bool = False,
     ) -> None:
         self._demand = demand
         self._placement = placement
@@ -87,6 +81,11 @@ class WorkerGroup:
         self._stopped = stopped
         self._workers: list[Any] = []
         self._bundles: Any = None
+        self._members: list[Member] = []
+        self._order: list[int] = []
+        self._wants_spares = spares
+        self._spares: waiting.Spares | None = None
+        self.times: dict[str, float] = {}
 
     def __enter__(self) -> WorkerGroup:
         return self
@@ -117,9 +116,39 @@ class WorkerGroup:
         if missing := len(located) - len(answers.values):
             raise NotPlacedError(None if self._stopped() else Wait("no_answer", workers=missing))
         members = [answers.values[index] for index in range(len(workers))]
-        order = rank_order(members)
-        self._workers = [workers[index] for index in order]
-        return [members[index] for index in order]
+        self._order = rank_order(members)
+        self._workers = [workers[index] for index in self._order]
+        self._members = [members[index] for index in self._order]
+        self.times["placed"] = time.time()
+        return self._members
+
+    @property
+    def has_spares(self) -> bool:
+        """Whether processes wait to take the places of the ranks."""
+        return self._spares is not None
+
+    def end_ranks(self) -> None:
+        """End the processes of the ranks; their places are kept."""
+        for worker in self._workers:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+        self._workers = []
+
+    def replace(self) -> list[Member]:
+        """Put the spares in the places of the ranks, which have ended; returns them in the order of ranks.
+
+        Raises:
+            NotPlacedError: one is missing.
+        """
+        spares, self._spares = self._spares, None
+        assert spares is not None
+        taken = spares.take()
+        if taken is None:
+            spares.close()
+            raise NotPlacedError
+        self._workers, self._members = taken
+        self.times["placed"] = time.time()
+        return self._members
 
     def join(self, members: Sequence[Member], timeout: float) -> list[Ready]:
         """Prepare the ranks and join them into a process group, within `timeout` seconds.
@@ -140,12 +169,14 @@ class WorkerGroup:
             [worker.prepare.remote(seat, one_host) for worker, seat in zip(self._workers, seats, strict=True)],
             self._stopped,
         )
+        self.times["imported"] = time.time()
         if problems := dict.fromkeys(answer.problem for answer in ready if answer.problem):
             raise HardwareError("\n".join(problems))
         first = members[0]
         self._of_all(
             [worker.join.remote(first.address, first.port, timeout) for worker in self._workers], self._stopped
         )
+        self.times["joined"] = time.time()
         return ready
 
     def train(self, job: bytes) -> Any:
@@ -155,16 +186,23 @@ class WorkerGroup:
             WorkersFailedError: some failed.
         """
         shared = ray.put(job)
-        return self._of_all([worker.train.remote(shared) for worker in self._workers])[0]
+        began = time.monotonic()
+
+        def look() -> bool:
+            if self._wants_spares and self._spares is None and time.monotonic() - began > waiting.AFTER_SECONDS:
+                self._spares = waiting.Spares(self._bundles, self._order, self._members, self._setup)
+            return False
+
+        return self._of_all([worker.train.remote(shared) for worker in self._workers], look)[0]
 
     def close(self, *, gently: bool) -> None:
         """End the workers and free their resources; `gently`: they leave their process group first."""
         if gently and self._workers:
             gather([worker.leave.remote() for worker in self._workers], limit=PARTING_SECONDS)
-        for worker in self._workers:
-            with contextlib.suppress(RayError):
-                ray.kill(worker)
-        self._workers = []
+        self.end_ranks()
+        if self._spares is not None:
+            self._spares.close()
+            self._spares = None
         if self._bundles is not None:
             with contextlib.suppress(RayError):
                 remove_placement_group(self._bundles)
@@ -220,32 +258,3 @@ def reserve(demand: Demand, placement: Placement) -> Any:
         strategy="PACK" if pinned else demand.strategy.upper(),
         bundle_label_selector=pinned or None,
     )
-
-
-def gather(
-    calls: Sequence[Any], *, limit: float | None = None, stopped: Callable[[], bool] | None = None
-) -> Answers[Any]:
-    """The results of calls, in order of completion: all of them, or those that end soon after one has failed.
-
-    Args:
-        limit: seconds after which the wait ends.
-        stopped: checked every second; once it is true, the wait ends.
-    """
-    answers: Answers[Any] = Answers()
-    number = {call: index for index, call in enumerate(calls)}
-    until = None if limit is None else time.monotonic() + limit
-    while number:
-        left = None if until is None else max(0.0, until - time.monotonic())
-        poll = left if stopped is None else min(STOP_POLL_SECONDS, math.inf if left is None else left)
-        ended, _ = ray.wait(list(number), timeout=poll)
-        if not ended and (poll == left or (stopped is not None and stopped())):
-            break
-        for call in ended:
-            index = number.pop(call)
-            try:
-                answers.values[index] = ray.get(call)
-            except Exception as error:  # noqa: BLE001  whatever a worker raises comes as it is
-                if not answers.errors:
-                    until = time.monotonic() + GATHER_SECONDS
-                answers.errors[index] = error
-    return answers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, TakenOverError, TrainingError
-from shardyard.launch.ray.attempt import attempt
+from shardyard.launch.ray.attempt import Kept, attempt, attempt_again
 from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
@@ -101,20 +101,27 @@ def on_ray(job: Job) -> Outcome:
         return job.folder.stop_requested() is not None
 
     _log_notice(job, f"starting {job.plan.world.size} Ray workers")
-    with ray_cluster(job.recipe.cluster) as cluster:
+    with ray_cluster(job.recipe.cluster) as cluster, Kept() as kept:
         demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
         resources = Resources(demand, cluster, lambda wait: _log_waiting(job, wait), stopped)
 
         def start() -> Outcome | Failure:
+            if kept.ready:
+                count_attempt(job)
+                kept.note(waited=time.time())
+                if (ended := attempt_again(kept)) is not None:
+                    return ended
+                count_attempt(job, by=-1)
             is_first = hold_slot(stopped, lambda ahead: _log_waiting(job, Wait("queue", jobs_ahead=ahead)))
             placement = resources.wait() if is_first else None
             if placement is None or stopped():
                 raise NotStartedError
             settled = settle(job, cluster, demand, placement, lambda text: _log_notice(job, text))
             count_attempt(job)
+            kept.note(waited=time.time())
             try:
                 # The next job of the queue may start as soon as the workers of this one have their resources.
-                return attempt(settled, demand, placement, on_placed=placed)
+                return attempt(settled, demand, placement, on_placed=placed, kept=kept)
             except NotPlacedError as error:
                 count_attempt(job, by=-1)
                 if error.wait is not None:

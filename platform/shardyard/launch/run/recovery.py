@@ -99,14 +99,17 @@ class Count:
 
 
 def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | GiveUp:
-    """Decide after the `failures`-th failure (from 1) without a new checkpoint. Waits double, up to a minute."""
+    """Decide after the `failures`-th failure (from 1) without a new checkpoint. After the first one, there is no wait;
+    later ones double, up to a minute."""
     if failure.permanent:
         return GiveUp("it would fail again")
     if failures > max_failures:
         allowed = f"cluster.max_failures is {max_failures}"
         gained = "without a new checkpoint in between"
         return GiveUp(allowed if max_failures == 0 else f"it failed {failures} times {gained} and {allowed}")
-    doublings = min(failures - 1, LONGEST_WAIT_DOUBLINGS)
+    if failures == 1:
+        return Retry(0.0)
+    doublings = min(failures - 2, LONGEST_WAIT_DOUBLINGS)
     return Retry(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**doublings))
 
 

@@ -114,6 +114,12 @@ class Cluster(Section):
         "restarts",
         ge=0,
     )
+    spares: bool = described(
+        True,
+        "After 20 seconds of training, start a process for each rank that imports everything at a low priority and "
+        "waits: after a failure the spares take over, which saves their imports. Each takes about 400 MiB of host "
+        "memory, and imports only where 2 GiB are free.",
+    )
     network: Network = described(Network(), "How ranks reach each other.")
     slurm: Slurm = described(Slurm(), "Settings of jobs under Slurm.")
     kubernetes: Kubernetes = described(Kubernetes(), "Settings of jobs under KubeRay.")

@@ -312,6 +312,22 @@ class AttemptFailed(Event):
         return found
 
 
+@_registered("recovered", "notice")
+@dataclass(frozen=True, kw_only=True)
+class Recovered(Event):
+    """The first step after a failure is done. seconds: since the last step before the failure was recorded.
+
+    phases: name → seconds, in order, of what came between: `noticed` (the failure), `ended` (the processes), `waited`
+    (by the policy, or for resources), `processes` (new ones), `imports`, `process_group`, `model` (built),
+    `checkpoint` (read), `first_step`. spares: whether waiting processes took over.
+    """
+
+    step: int | None = None
+    seconds: float | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    spares: bool = False
+
+
 @_registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
@@ -350,12 +366,20 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list | tuple) else ()
 
 
+def _numbers(value: object) -> dict[str, float] | None:
+    if not isinstance(value, Mapping):
+        return None
+    found = ((str(name), reading.number(one)) for name, one in value.items())
+    return {name: number for name, number in found if number is not None}
+
+
 _READERS: dict[str, Callable[[object], object]] = {
     **reading.READERS,
     "list[Place]": reading.objects,
     "dict[str, list[str]]": reading.texts_by_name,
     "tuple[str, ...]": _texts,
     "Mapping[str, int]": reading.integers_by_name,
+    "Mapping[str, float]": _numbers,
     "Sequence[RankCounts]": reading.objects,
     "Sequence[Cause]": _causes,
     "Then": lambda value: value if value in get_args(Then) else None,

@@ -1,0 +1,50 @@
+"""Folders of local Rays, such as /tmp/ray/session_2026-11-30_06-19-35_225562_13276, which Ray never removes.
+
+A folder of ours holds a file on which its driver has a lock for as long as it lives, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+MARK = "shardyard.lock"
+# Open files of marks, whose locks end with this process.
+_HELD: dict[Path, int] = {}
+
+
+def mark(folder: Path) -> None:
+    """Mark a folder as one of this process; without a mark it is nobody's, and stays."""
+    with contextlib.suppress(OSError):
+        file = os.open(folder / MARK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _HELD[folder] = file
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that this process has marked, and the link to it."""
+    file = _HELD.pop(folder, None)
+    if file is not None:
+        _remove(folder)
+        os.close(file)
+
+
+def remove_dead(parent: Path) -> None:
+    """Remove marked folders whose drivers have ended, for example by `kill -9`."""
+    for lock in parent.glob(f"session_*/{MARK}"):
+        if lock.parent.is_symlink() or lock.parent in _HELD:
+            continue
+        with contextlib.suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(lock.parent)
+
+
+def _remove(folder: Path) -> None:
+    latest = folder.parent / "session_latest"
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and latest.readlink().name == folder.name:
+            latest.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
