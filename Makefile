@@ -21,7 +21,7 @@ JS := tests/javascript
 STATIC := platform/shardyard/dashboard/static
 JS_BIN = $(BIN)/node $(JS)/node_modules/.bin
 
-.PHONY: help setup setup-all demo data test-fast test test-clusters bench breadth seeds stages gpu-check check check-js schema clean
+.PHONY: help setup setup-all demo data test-fast test test-clusters bench breadth seeds stages chaos gpu-check check check-js schema clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ breadth: $(ALL) ## train every model type of transformers under every objective,
 stages: $(ALL) ## train every objective and adapter at every ZeRO stage on one and two ranks; the tests take a sample of the stages
 	@SHARDYARD_ALL_STAGES=1 $(BIN)/python -m pytest -q tests/numerics/test_objectives.py tests/numerics/test_adapters_numerics.py \
 		tests/numerics/test_elsewhere.py
+
+chaos: $(ALL) ## put every kind of fault into real runs and print what became of them; see docs/reliability/chaos.md
+	@PYTHONPATH=tests $(BIN)/python -m chaos.matrix
+	@PYTHONPATH=tests $(BIN)/python -m chaos.keep
 
 gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
 	@$(BIN)/python tests/gpu_check/run.py

@@ -1,0 +1,66 @@
+"""The table of docs/reliability/chaos.md, from the results of the matrix.
+
+python -m chaos.keep [--results FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from chaos.cell import Cell
+from chaos.matrix import RESULTS, ROOT, cells, read
+
+PAGE = ROOT / "docs" / "reliability" / "chaos.md"
+BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
+HEAD = "| fault | how injected | detected after | next step after | steps lost | went on | final state | left over | date |"
+
+
+def row(cell: Cell, found: Mapping[str, object] | None) -> str:
+    """One line of the table; a cell that was not run says so."""
+    if found is None:
+        return f"| {cell.fault} | {cell.how} | not run | | | | | | |"
+    left = found["left"]
+    assert isinstance(left, list)
+    values = [
+        cell.fault,
+        cell.how,
+        _seconds(found["detected"]),
+        _seconds(found["next_step"]),
+        "" if found["lost"] is None else str(found["lost"]),
+        str(found["went_on"]),
+        str(found["state"]) + ("" if found["good"] else " **(not as it should be)**"),
+        ", ".join(left) or "nothing",
+        str(found["date"]),
+    ]
+    return "| " + " | ".join(value.replace("|", "/").replace("\n", " ").replace("<", "‹") for value in values) + " |"
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.1f} s" if isinstance(value, int | float) else ""
+
+
+def table(results: Mapping[str, Mapping[str, object]]) -> str:
+    """All cells, those of a class together."""
+    lines = []
+    for kind in dict.fromkeys(cell.kind for cell in cells()):
+        lines += [f"\n### Faults of {kind}\n", HEAD, "|---" * 9 + "|"]
+        lines += [row(cell, results.get(cell.name)) for cell in cells() if cell.kind == kind]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Rewrite the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{table(read(options.results))}\n\n{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
