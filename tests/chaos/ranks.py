@@ -89,16 +89,13 @@ def _memory(where: Where) -> Outcome:
 
 
 def _quota(where: Where) -> Outcome:
-    """One rank may use a tenth of a core from step 15 on: no failure, only time."""
+    """One rank may use a tenth of a core from step 25 on: no failure, only time."""
     reference = where.reference()
     with trial(where.cell) as one, _cgroup("cpu", cfs_quota_us=10_000) as group:
-        with one.start("launch", one.recipe) as command:
-            command.wait_for_step(15)
+        with one.held("launch", one.recipe):
             (group / "cgroup.procs").write_text(str(ranks_of(one)[1].pid))
             one.note_fault()
-            code, output = command.finish()
-        one.output.append(output)
-        return outcome(one, finish(one, code), reference)
+        return outcome(one, finish(one, one.code), reference)
 
 
 def cells() -> list[Cell]:
@@ -124,7 +121,7 @@ def cells() -> list[Cell]:
         Cell("raise", "a rank", "an exception in a rank", inside, partial(_died, "backward", "raise:once")),
         Cell("always", "a rank", "an exception always at step 25", "the same in each attempt", _always),
         Cell("memory", "a rank", "a limit of memory", "control group of 3 GiB, a rank takes more", _memory),
-        Cell("quota", "a rank", "CPU quota on one rank", "control group of 0.1 cores from step 15 on", _quota),
+        Cell("quota", "a rank", "CPU quota on one rank", "control group of 0.1 cores from step 25 on", _quota),
         Cell("nan", "numbers", "a weight becomes NaN", inside, partial(_numbers, "nan")),
         Cell("explosion", "numbers", "a weight becomes 1e30", inside, partial(_numbers, "1e30")),
         Cell("flip", "numbers", "a flipped bit in the replica of one rank", inside, partial(_numbers, "flip")),

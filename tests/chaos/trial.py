@@ -15,6 +15,7 @@ from typing import Any
 from chaos.box import Box, box
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
+from support.waiting import until
 
 STEPS = 40
 EVERY = 10
@@ -63,13 +64,14 @@ class State:
 
 @dataclass
 class Trial:
-    """A run in a box. `faults` are those of its next command."""
+    """A run in a box. `faults` are those of its next command; `code` and `output` those of commands that ended."""
 
     box: Box
     recipe: Path
     faults: Sequence[Fault] = ()
     variables: dict[str, str] = field(default_factory=dict)
     output: list[str] = field(default_factory=list)
+    code: int = 0
 
     @property
     def runs(self) -> Path:
@@ -113,6 +115,25 @@ class Trial:
         with contextlib.suppress(FileNotFoundError, ValueError):
             return float(json.loads((self.box.folder / "marks" / f"{name}.0").read_text())["time"])
         return None
+
+    def pause(self, step: int = 30) -> None:
+        """Train to a step that has a checkpoint, and kill the command."""
+        with contextlib.suppress(AssertionError), self.held("launch", self.recipe, step=step + 1) as command:
+            command.process.kill()
+        until(lambda: not self.box.processes(), lambda: f"all end: {self.box.left_over()}")
+        self.faults, self.output, self.code = [], [], 0
+
+    @contextmanager
+    def held(self, *arguments: object, step: int = AT, **variables: str) -> Iterator[Command]:
+        """A command whose rank 0 stands in a step within the block, and then goes on; ended after the block."""
+        self.faults = [*self.faults, Fault("forward", "hold", rank=0, step=step, name="held")]
+        marks = self.box.folder / "marks"
+        with self.start(*arguments, **variables) as command:
+            command.wait_for((marks / "held.0").exists)
+            yield command
+            (marks / "held.go").touch()
+            self.code, output = command.finish()
+        self.output.append(output)
 
     def note_fault(self, name: str = "fault") -> None:
         """A fault from outside happens now."""

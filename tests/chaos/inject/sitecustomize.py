@@ -65,6 +65,10 @@ def reach(place, **known):
         ctypes.string_at(0)
     elif act == "exit":
         os._exit(int(more or 0))
+    elif act == "hold":
+        # Until the test has done what it does from outside.
+        while not os.path.exists(fault["marker"] + ".go"):
+            time.sleep(0.01)
     elif act == "loop":
         while True:
             pass
