@@ -29,6 +29,7 @@ def configuration(task: dict[str, Any]) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": task["micro_batch"],
         "gradient_accumulation_steps": task["accumulation"],
         "gradient_clipping": task["gradient_clipping"],
+        "communication_data_type": task["communication"],
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {

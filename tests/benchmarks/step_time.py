@@ -179,6 +179,8 @@ def write_task(shared: Path, job: Job, block: int, arms: tuple[str, ...]) -> Non
         "gradient_clipping": recipe.train.gradient_clipping,
         "stage": recipe.zero.stage,
         "precision": recipe.train.precision,
+        # DeepSpeed's default for bf16 would be bf16: less to send, and other losses.
+        "communication": recipe.zero.communication_data_type,
         "lr": optimizer.lr,
         "weight_decay": optimizer.weight_decay,
         "betas": list(optimizer.betas),

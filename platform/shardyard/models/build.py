@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from shardyard.errors import ModelError
 from shardyard.models.checkpointing import checkpoint_activations
+from shardyard.models.fused import fuse_activations
 from shardyard.models.outside import (
     ModuleConfig,
     OutsideModel,
@@ -237,6 +238,7 @@ def construct(model: Model, config: PreTrainedConfig, objective: str = "causal_l
     with _refusing(f"model: cannot build {model.family!r}", *_REFUSALS):
         head = auto_class(objective, model.family)
         built = head.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+    fuse_activations(built)
     checkpoint_activations(model, built)
     return built
 
@@ -258,6 +260,7 @@ def construct_pretrained(
         loaded = load_weights(head, model.pretrained, stored, seed=seed, attn_implementation=model.attention)
     if rows is not None:
         loaded = replace(loaded, resized=resize(loaded.model, rows, seed=seed))
+    fuse_activations(loaded.model)
     checkpoint_activations(model, loaded.model)
     return loaded
 
@@ -280,6 +283,7 @@ def construct_in_slices(
         loaded = load_in_slices(
             head, model.pretrained, stored, seed=seed, rows=rows, attn_implementation=model.attention
         )
+    fuse_activations(loaded.model)
     checkpoint_activations(model, loaded.model)
     return loaded
 
@@ -322,7 +326,9 @@ def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
-        return auto_class(objective, config.model_type).from_config(config)
+        built = auto_class(objective, config.model_type).from_config(config)
+    fuse_activations(built)
+    return built
 
 
 def module_skeleton(model: Model, config: PreTrainedConfig) -> OutsideModel | None:

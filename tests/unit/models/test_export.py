@@ -21,6 +21,7 @@ from shardyard.launch.run.prepare import prepare
 from shardyard.models.build import architecture_config, construct, special_token_ids
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
+from shardyard.models.fused import fuse_activations
 from shardyard.planning.plan import World
 from shardyard.recipe.schema import Model, Recipe
 from support.pretrained import write_pretrained
@@ -59,6 +60,8 @@ def test_transformers_loads_the_same_model(tmp_path: Path, family: str, dtype: t
     assert loaded.dtype == dtype
     assert loaded.config.use_cache
     ids = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(0))
+    # GPT-2's activation function in one operation rounds otherwise than in eight.
+    fuse_activations(loaded)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     tied = config.tie_word_embeddings

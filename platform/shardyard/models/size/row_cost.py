@@ -164,7 +164,8 @@ class _Kept:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._weights:
             self._alive.append(storage)
-            self._bytes[storage._cdata] = tensor.numel() * tensor.element_size()
+            # A view keeps all of its storage: queries, keys and values are often views of one product.
+            self._bytes[storage._cdata] = storage.nbytes()
         return tensor
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
