@@ -1,12 +1,17 @@
 """Every family with a tensor-parallel plan, or tested on shared rows, against one rank: a table for docs/large/axes.md.
 
-`python -m breadth.axes` on two ranks; `make breadth` runs it. 6 steps in fp32 with clipping, at ZeRO stages 1 and 3.
+`python -m breadth.axes` on two ranks; `make breadth` runs it, in two minutes on two cores. 6 steps in fp32 with
+clipping, at ZeRO stages 1 and 3. It writes tests/breadth/axes.json, from which the page is made, and ends with 1 if a
+family differs from one rank by more than MOST.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,10 @@ from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
 PAGE = Path(__file__).parents[2] / "docs" / "large" / "axes.md"
+RESULTS = Path(__file__).with_name("axes.json")
 STEPS = 6
+# Differences are of one rounding; a wrong sum or a wrong gradient shows from 1e-3 on.
+MOST = 1e-4
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -72,10 +80,16 @@ def curves(rank: Rank, jobs: dict[str, Job]) -> dict[str, list[tuple[float, floa
     return found
 
 
+def cases() -> list[tuple[str, str, int]]:
+    """Axis, family and ZeRO stage of what is compared."""
+    of_axes = {"tensor": TENSOR_PLANS, "sequence": SEQUENCE_FAMILIES}
+    return [
+        (axis, family, stage) for axis, families in of_axes.items() for family in sorted(families) for stage in (1, 3)
+    ]
+
+
 def differences() -> dict[tuple[str, str, int], float]:
     """(axis, family, stage) → the largest relative difference of losses and gradient norms."""
-    cases = [("tensor", family, stage) for family in sorted(TENSOR_PLANS) for stage in (1, 3)]
-    cases += [("sequence", family, stage) for family in sorted(SEQUENCE_FAMILIES) for stage in (1, 3)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         corpus = write_corpus(folder)
@@ -91,11 +105,11 @@ def differences() -> dict[tuple[str, str, int], float]:
             )
             return tiny_job(recipe, folder, world_size=ranks)
 
-        alone = run_ranks(1, curves, {family: job(family, 1, 0) for family in {family for _, family, _ in cases}})[0]
-        jobs = {f"{axis} {family} {stage}": job(family, 2, stage, **{axis: 2}) for axis, family, stage in cases}
+        alone = run_ranks(1, curves, {family: job(family, 1, 0) for family in {family for _, family, _ in cases()}})[0]
+        jobs = {f"{axis} {family} {stage}": job(family, 2, stage, **{axis: 2}) for axis, family, stage in cases()}
         shared = run_ranks(2, curves, jobs)
     found = {}
-    for axis, family, stage in cases:
+    for axis, family, stage in cases():
         pairs = [
             (ours, reference)
             for of_rank in shared
@@ -106,8 +120,19 @@ def differences() -> dict[tuple[str, str, int], float]:
     return found
 
 
-def page(found: dict[tuple[str, str, int], float]) -> str:
+def results(found: dict[tuple[str, str, int], float]) -> dict[str, Any]:
+    """What is kept: the day, the versions, and a line for each case."""
+    packages = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
+    lines = [
+        {"family": family, "axis": axis, "stage": stage, "difference": difference}
+        for (axis, family, stage), difference in sorted(found.items())
+    ]
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "packages": packages, "steps": STEPS, "cases": lines}
+
+
+def page(kept: dict[str, Any]) -> str:
     """The table."""
+    found = {(one["axis"], one["family"], one["stage"]): one["difference"] for one in kept["cases"]}
     families = sorted({family for _, family, _ in found})
     columns = [(axis, stage) for axis in ("tensor", "sequence") for stage in (1, 3)]
     rows = [
@@ -120,13 +145,26 @@ def page(found: dict[tuple[str, str, int], float]) -> str:
         for family in families
     ]
     heads = " | ".join(f"{axis} 2, stage {stage}" for axis, stage in columns)
+    packages = ", ".join(f"{name} {version}" for name, version in kept["packages"].items())
     return (
         "# Families along the axes\n\n"
-        f"Written by `make breadth` on {datetime.now(UTC):%Y-%m-%d}: the largest relative difference of losses and "
-        f"gradient norms between\ntwo gloo ranks and one, fp32, {STEPS} steps with clipping, models of two layers.\n\n"
+        f"Written by `make breadth` on {kept['date']} ({packages}): the largest relative difference of losses\n"
+        f"and gradient norms between two gloo ranks and one, fp32, {kept['steps']} steps with clipping, models of two "
+        "layers.\n\n"
         f"| family | {heads} |\n|---|---|---|---|---|\n" + "".join(rows)
     )
 
 
+def main() -> int:
+    """The exit code: 1 if a family differs."""
+    kept = results(differences())
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(kept), encoding="utf-8")
+    wrong = [one for one in kept["cases"] if not one["difference"] < MOST]
+    for one in wrong:
+        sys.stderr.write(f"{one['family']}, {one['axis']} 2, stage {one['stage']}: differs by {one['difference']}\n")
+    return 1 if wrong else 0
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(differences()))
+    sys.exit(main())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 
+from breadth import axes
 from breadth.matrix import Cell, cells, in_short, objectives, run
 from shardyard.objectives import registry
 
@@ -52,3 +54,10 @@ def test_the_page_of_families_is_written_from_the_results() -> None:
     assert writer["PAGE"].read_text(encoding="utf-8") == written, (
         "`python docs/develop/write_families.py` writes it anew"
     )
+
+
+def test_the_page_of_axes_is_written_from_results_of_every_family_that_agree_with_one_rank() -> None:
+    kept = json.loads(axes.RESULTS.read_text(encoding="utf-8"))
+    assert axes.PAGE.read_text(encoding="utf-8") == axes.page(kept), "`make breadth` writes it anew"
+    assert {(one["axis"], one["family"], one["stage"]) for one in kept["cases"]} == set(axes.cases())
+    assert [one for one in kept["cases"] if not one["difference"] < axes.MOST] == []

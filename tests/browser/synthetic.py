@@ -24,6 +24,10 @@ from shardyard.tracking.run.folder import RunFolder
 QUICKSTART = "gpt/quickstart"
 WEIGHTS = 804_352
 TOKENS_PER_STEP = 4096
+# Of a run on GPUs that the plan knows, whose peak of memory is 6.1e10 bytes.
+PREDICTED = {
+    "device_bytes": 6 * 10**10, "gpu": "h100-80gb", "tokens_per_second": 12_800.0, "step_seconds": 0.32, "mfu": 0.475
+}  # fmt: skip
 # Text that must be shown as it is, and never be read as HTML.
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 
@@ -192,7 +196,8 @@ def write_checkpoint(run: RunFolder, step: int) -> Path:
 
 def write_live(runs_dir: Path) -> RunFolder:
     """A run that is under way, as far as this process lives: it is its driver."""
-    return write_run(runs_dir, "gpt-live", steps=1000, done=420, seed=5, state="running", began=time.time() - 180)
+    return write_run(runs_dir, "gpt-live", steps=1000, done=420, seed=5, state="running", began=time.time() - 180,
+                     info={"predicted": {"device_bytes": 2 * 10**8}})  # fmt: skip
 
 
 def append_steps(run: RunFolder, first: int, count: int) -> None:
@@ -274,7 +279,7 @@ def write_gallery(runs_dir: Path) -> dict[str, RunFolder]:
     )
     found["experts"] = write_run(
         runs_dir, "mixtral-small", recipe="moe/mixtral-small", steps=500, experts=(6, 8), seed=41,
-        began=time.time() - 3600 * next(hours),
+        began=time.time() - 3600 * next(hours), info={"predicted": PREDICTED},
     )  # fmt: skip
     found["live"] = write_live(runs_dir)
     found["garbled"], found["cut"] = write_damaged(runs_dir)

@@ -225,3 +225,22 @@ def test_changes_to_a_recipe_are_checked_as_one_types(visiting: Visiting) -> Non
     expect(page.locator("#problems")).to_contain_text("valid")
     expect(page.locator(".plan")).to_contain_text("77")
     expect(page.locator(".command")).to_contain_text("shardyard launch gpt/quickstart -s train.steps=77")
+
+
+def test_a_run_shows_what_its_plan_predicted_beside_what_it_measures(visiting: Visiting, gallery: Gallery) -> None:
+    visit = visiting()
+    shown = visit.open(f"run/{gallery[1]['experts'].id}", ".predicted").locator(".predicted")
+    rows = [[cell.inner_text() for cell in row.locator("th, td").all()] for row in shown.locator("tbody tr").all()]
+    assert [row[0] for row in rows] == ["Tokens / s", "Step time", "MFU", "Memory a rank"]
+    assert rows[1][1:] == ["0.4 s", "0.32 s", "+25 %"]
+    assert (rows[0][2:], rows[2][2:]) == (["12.8 k", "−20 %"], ["47.5 %", "−20 %"])
+    assert rows[3][1:] == ["56.8 GiB", "55.9 GiB", "+1.7 %"]
+    expect(shown).to_contain_text("for h100-80gb")
+    shown = visit.open(f"run/{gallery[1]['live'].id}", ".predicted").locator(".predicted")
+    expect(shown.locator("tbody tr")).to_have_count(1)
+    expect(shown).to_contain_text("not comparable")
+    expect(shown).to_contain_text("No speed is predicted without a GPU")
+    # A version that recorded no prediction leaves no empty panel.
+    visit.open(f"run/{gallery[1]['failed'].id}", CHART)
+    expect(visit.page.locator(".predicted")).to_have_count(0)
+    visit.check()

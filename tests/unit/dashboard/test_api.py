@@ -75,6 +75,27 @@ def test_a_run_in_detail(client: TestClient) -> None:
     assert "# Derived" not in recipe["resolved"]
 
 
+def test_what_was_predicted_stands_beside_what_was_measured(runs: Path, tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": step, "time": 5000.0 + step, "perf/tokens_per_second": rate, "perf/step_seconds": 2.0}
+        for step, rate in enumerate([1.0, 900.0, 1000.0, 1100.0, float("nan")], start=1)
+    ]
+    lines[1] |= {"memory/peak_allocated_bytes": 3e9, "memory/rss_bytes": 9e9}
+    lines[2] |= {"memory/peak_allocated_bytes": 2e9}
+    (runs / "one-1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = {"device_bytes": 4 * 10**9, "gpu": "h100-80gb", "tokens_per_second": 1900.0, "step_seconds": 0, "mfu": "<b>"}
+    info = json.loads((runs / "one-1" / "run.json").read_text()) | {"predicted": told}
+    (runs / "one-1" / "run.json").write_text(json.dumps(info))
+    with served(runs, tmp_path / "cache") as client:
+        speed, step, memory = got(client, "/api/runs/one-1")["predicted"]
+        assert got(client, "/api/runs/two-1")["predicted"] == []
+    assert speed == {
+        "what": "tokens_per_second", "measured": 950.0, "predicted": 1900.0, "difference": -0.5, "resident": False
+    }  # fmt: skip
+    assert (step["measured"], step["difference"]) == (2.0, None), "nothing is divided by a predicted 0"
+    assert (memory["measured"], memory["difference"], memory["resident"]) == (3e9, -0.25, False)
+
+
 def test_time_left_follows_the_pace_since_the_last_restart(runs: Path, tmp_path: Path) -> None:
     lines = [{"step": step, "time": 5000.0 + 10 * step} for step in range(1, 21)]
     lines += [{"step": step, "time": 6000.0 + 2 * step} for step in range(11, 31)]

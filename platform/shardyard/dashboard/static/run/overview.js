@@ -8,6 +8,7 @@ import { link } from "../lib/router.js";
 import { envelope, fetchSeries, points } from "../charts/series.js";
 import { empty, warning } from "../lib/states.js";
 import { colour } from "../lib/theme.js";
+import { predictedPanel } from "./predicted.js";
 
 const QUIET = ["data", "wandb"];
 const POWER = /power_?watts$/i;
@@ -24,11 +25,13 @@ export class Overview {
     this.sent = h("div", { role: "status" });
     this.charts = [];
     this.curves = h("div");
+    this.predicted = h("div");
     fill(
       place,
       this.progress,
       this.tiles,
       this.curves,
+      this.predicted,
       h(
         "div.columns",
         {},
@@ -233,6 +236,7 @@ export class Overview {
       tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))),
     );
     this.drawProgress(step, total, running);
+    fill(this.predicted, predictedPanel(this.view.run.predicted ?? [], info.predicted?.gpu));
     this.drawFacts(info, summary);
   }
 
