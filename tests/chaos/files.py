@@ -1,0 +1,178 @@
+"""Faults of files and disks: damaged checkpoints, code in them, full and failing disks, kills within a save."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
+from chaos.trial import Fault, Measured, Trial, trial
+from support.forged import forge, with_code
+
+FULL, IO_ERROR, READ_ONLY = 28, 5, 30
+# Every operation of a save, as long as there are not more; a run that needs fewer ignores the others.
+MOST_OPERATIONS = 60
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _swap(path: Path) -> None:
+    """With the file of the same name of the checkpoint before."""
+    checkpoint = next(parent for parent in path.parents if parent.name.startswith("step-"))
+    before = sorted(checkpoint.parent.glob("step-*"))[-2] / path.relative_to(checkpoint)
+    aside = path.with_name("aside")
+    path.rename(aside)
+    before.rename(path)
+    aside.rename(before)
+
+
+def _largest(checkpoint: Path) -> Path:
+    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _damaged(damage: Callable[[Path], None], where: Where) -> Outcome:
+    """A run is paused at step 30, its newest checkpoint damaged, and resumed."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        one.pause()
+        damage(_largest(newest(one)))
+        found = outcome(one, finish(one, 1), reference)
+        said = [
+            line["text"] for line in one.lines("events.jsonl") if line["kind"] == "notice" and "skipped" in line["text"]
+        ]
+        return Outcome(**{**vars(found), "told": said[0][:160] if said else "", "good": found.good and bool(said)})
+
+
+def newest(one: Trial) -> Path:
+    """The newest checkpoint."""
+    return sorted((one.folder / "checkpoints").glob("step-*"))[-1]
+
+
+def _malicious(where: Where) -> Outcome:
+    """A checkpoint with code in it and a matching manifest: it is refused, and nothing of it runs."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        one.pause()
+        trace, checkpoint = one.box.folder / "executed", newest(one)
+        step = int(checkpoint.name.removeprefix("step-")) - 10
+        forge(checkpoint, "engine/evil.pt", with_code({}, trace))
+        code = one.run("resume", "latest")
+        refused = one.output[-1].strip().splitlines()[-1] if code else "it was not read"
+        if code:
+            code = one.run("resume", "latest", "--step", step)
+        found = outcome(one, f"refused; `resume --step {step}`" if code == 0 else f"code {code}", reference)
+        return Outcome(**{**vars(found), "told": refused[:160], "good": found.good and not trace.exists()})
+
+
+@contextmanager
+def _small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A small disk as the runs folder."""
+    runs = folder / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", runs], check=True)
+    try:
+        yield runs
+    finally:
+        subprocess.run(["umount", "-l", runs], check=False)
+
+
+def _disk(how: str, where: Where) -> Outcome:
+    """The disk of the run is full, or becomes read-only, from step 25 on; then a person mends it and resumes."""
+    reference = where.reference()
+    with _small_disk(where.cell, "24m") as runs, trial(where.cell) as one:
+        inside = f"/proc/{one.box.keeper}/root{runs}"
+        with one.held("launch", one.recipe):
+            one.note_fault()
+            if how == "full":
+                with open(f"{inside}/filler", "wb") as file:
+                    try:
+                        while True:
+                            file.write(bytes(1 << 16))
+                    except OSError:
+                        pass
+            else:
+                one.box.run("mount", "-o", "remount,ro", runs)
+        one.faults = []
+        if how == "full":
+            (runs / "filler").unlink()
+        else:
+            one.box.run("mount", "-o", "remount,rw", runs)
+        said = [line for line in one.output[-1].splitlines() if line.startswith("Error") or "failed" in line]
+        found = outcome(one, finish(one, one.code), reference)
+        return Outcome(
+            **{**vars(found), "told": said[0][:160] if said else "no word", "good": found.good and bool(said)}
+        )
+
+
+def _operations(where: Where) -> Outcome:
+    """Each operation on files of a save once: the rank dies before it, the run goes on, the next save dies later."""
+    faults = [
+        Fault(f"save:{number}", "signal:SIGKILL", rank=rank, step=1, name=f"operation-{rank}-{number}")
+        for rank in (0, 1)
+        for number in range(1, MOST_OPERATIONS + 1)
+    ]
+    reference = where.reference()
+    with trial(where.cell, cluster={"max_failures": 1000}) as one:
+        one.faults = faults
+        one.variables = {"CHAOS_SPARES_AFTER": "0"}
+        code = one.run("launch", one.recipe)
+        count = len(list((one.box.folder / "marks").glob("operation-*")))
+        found = outcome(one, finish(one, code), reference, Measured())
+        return Outcome(**{**vars(found), "told": f"{count} kills, each before another operation"})
+
+
+def cells() -> list[Cell]:
+    """All of them."""
+    newest_file = "the largest file of the newest checkpoint, then `resume`"
+    damages = {"flipped": _flip, "truncated": _truncate, "deleted": Path.unlink, "swapped": _swap}
+    errors = {"no space left": FULL, "an I/O error": IO_ERROR, "a read-only file system": READ_ONLY}
+    return [
+        *(
+            Cell(f"checkpoint-{name}", "files", f"a file {name}", newest_file, partial(_damaged, damage))
+            for name, damage in damages.items()
+        ),
+        Cell("checkpoint-code", "files", "malicious pickle in a checkpoint", "with a matching manifest", _malicious),
+        *(
+            Cell(
+                f"save-error-{number}",
+                "files",
+                f"{name} in a save",
+                f"an operation of rank 1's save of step 30 fails (errno {number})",
+                lambda where, number=number: launched(where, [Fault("save:2", f"oserror:{number}")]),
+            )
+            for name, number in errors.items()
+        ),
+        Cell(
+            "disk-full",
+            "files",
+            "the disk is full",
+            "a small file system, filled in step 25, emptied later",
+            partial(_disk, "full"),
+        ),
+        Cell(
+            "disk-read-only",
+            "files",
+            "the disk becomes read-only",
+            "remounted in step 25, and back later",
+            partial(_disk, "ro"),
+        ),
+        Cell(
+            "save-operations",
+            "files",
+            "a kill at every file operation of a save",
+            "each rank, before each operation",
+            _operations,
+        ),
+    ]

@@ -1,0 +1,106 @@
+"""Faults of the processes around the ranks: driver, raylet, head; signals to all; two resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+
+import psutil
+
+from chaos.cell import Cell, Outcome, Where, finish, outcome, told
+from chaos.trial import Measured, Trial, trial
+from support.waiting import until
+
+# A scheduler's time between SIGTERM and SIGKILL.
+GRACE_SECONDS = 30.0
+
+
+def named(one: Trial, what: str) -> list[psutil.Process]:
+    """Processes of the box whose program has this name."""
+    return [process for process in one.box.processes() if any(what in part for part in process.cmdline()[:1])]
+
+
+def _kill(what: str, where: Where) -> Outcome:
+    """Kill a process while rank 0 stands in a step, and see how long others of the run outlive it."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        ended = -1.0
+        with one.held("launch", one.recipe) as command:
+            victims = [psutil.Process(command.process.pid)] if what == "driver" else named(one, what)
+            assert victims, f"no {what}"
+            one.note_fault()
+            began = time.time()
+            for victim in victims:
+                victim.kill()
+            if what == "driver":
+                until(lambda: not one.box.processes(), lambda: f"all end: {one.box.left_over()}", seconds=60)
+                ended = time.time() - began
+            else:
+                (one.box.folder / "marks" / "held.go").touch()
+                command.finish()
+                ended = time.time() - began
+        one.faults = []
+        found = outcome(one, finish(one, one.code), reference)
+        note = f"the command and its processes ended after {ended:.1f} s"
+        return Outcome(**{**vars(found), "told": f"{note}; {found.told}", "detected": found.detected or ended})
+
+
+def _terminated(everyone: bool, where: Where) -> Outcome:
+    """SIGTERM as schedulers send it; what runs after 30 s would be killed."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        with one.held("launch", one.recipe) as command:
+            one.note_fault()
+            began = time.time()
+            if everyone:
+                for process in one.box.processes():
+                    process.send_signal(signal.SIGTERM)
+            else:
+                os.kill(command.process.pid, signal.SIGTERM)
+        took = time.time() - began
+        saved = max((path.name for path in (one.folder / "checkpoints").glob("step-*")), default="")
+        one.faults = []
+        code = one.code
+        found = outcome(one, finish(one, code), reference, Measured(detected=took))
+        good = found.good and code == 143 and saved == "step-00000025" and took < GRACE_SECONDS
+        return Outcome(**{**vars(found), "told": f"{took:.1f} s to {saved}; {told(one)}", "good": good})
+
+
+def _two_resumes(where: Where) -> Outcome:
+    """Two commands resume one run at the same moment: one trains, the other is refused with a word."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        one.pause()
+        with one.start("resume", "latest") as first, one.start("resume", "latest") as other:
+            ends = [first.finish(), other.finish()]
+        one.output += [text for _, text in ends]
+        codes = sorted(code for code, _ in ends)
+        found = outcome(one, "one trained, one was refused" if codes == [0, 2] else f"codes {codes}", reference)
+        return Outcome(**{**vars(found), "good": found.good and codes == [0, 2]})
+
+
+def cells() -> list[Cell]:
+    """All of them."""
+    outside = "kill -9 while rank 0 stands in step 25"
+    return [
+        Cell("driver", "processes around the ranks", "the driver dies", outside, partial(_kill, "driver")),
+        Cell("raylet", "processes around the ranks", "the raylet dies", outside, partial(_kill, "raylet/raylet")),
+        Cell("head", "processes around the ranks", "the head (gcs_server) dies", outside, partial(_kill, "gcs_server")),
+        Cell(
+            "sigterm-launch",
+            "schedulers",
+            "SIGTERM with 30 s under `launch`",
+            "to the command, in step 25",
+            partial(_terminated, False),
+        ),
+        Cell(
+            "sigterm-all",
+            "schedulers",
+            "SIGTERM with 30 s to every process",
+            "to all processes of the run, in step 25",
+            partial(_terminated, True),
+        ),
+        Cell("two-resumes", "processes around the ranks", "two resumes at once", "two commands at once", _two_resumes),
+    ]
