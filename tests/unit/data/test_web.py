@@ -185,13 +185,48 @@ def test_a_server_that_went_away_may_come_back(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("status", "text"), [("401", "wants a token"), ("403", "forbids"), ("404", "no such file")])
-def test_what_a_server_refuses_is_said_and_not_tried_again(server: Server, status: str, text: str) -> None:
+def test_what_a_server_refuses_is_said_soon(server: Server, status: str, text: str) -> None:
+    """And not tried again, except that a missing file may be a mistake."""
     server.kinds, server.faults = (status,), 1.0
     before = web.WEB.count
     with pytest.raises(DataError, match=rf"a\.parquet: the server answers {status}: it .*{text}") as caught:
         read(server.url("a.parquet"))
     assert not isinstance(caught.value, UnavailableError)
-    assert web.WEB.count == before
+    asked_again = web.WEB.count - before
+    assert asked_again == (0 if status != "404" else asked_again)
+    assert asked_again <= server.met["404"] <= 4 * web.NOT_FOUND_TRIES
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_file_that_is_said_to_be_missing_now_and_then_is_read(name: str) -> None:
+    for seed in range(5):
+        with serving(CONTENTS, seed=seed) as server:
+            server.kinds, server.faults = ("404", "500", "drop", "cut"), 0.2
+            assert [text.strip() for text in read(server.url(name))] == [text.strip() for text in TEXTS]
+
+
+def test_a_missing_file_is_asked_for_again_if_it_was_there_or_a_recipe_names_it() -> None:
+    known = Web()
+    tries = Tries("http://a/x?token=1", known)
+    assert tries.answer(404, {}) is None, "one of many places where a file may be"
+    exact = Tries("http://a/x", known, exact=True)
+    waits = [exact.answer(404, {}) for _ in range(web.NOT_FOUND_TRIES + 1)]
+    assert [wait is None for wait in waits] == [False] * web.NOT_FOUND_TRIES + [True]
+    assert tries.answer(200, {}) is None
+    again = Tries("http://a/x?token=2", known)
+    assert all(again.answer(404, {}) is not None for _ in range(10)), "until the limit"
+    known.limit_seconds = 0.0
+    with pytest.raises(UnavailableError, match="404 Not Found"):
+        again.answer(404, {})
+
+
+def test_a_missing_file_with_another_cause_may_be_there() -> None:
+    lost = FileNotFoundError("http://a/x")
+    assert not retries.may_pass(lost)
+    lost.__cause__ = ConnectionResetError("reset")
+    assert retries.may_pass(lost)
+    lost.__cause__ = FileNotFoundError("http://a/x")
+    assert not retries.may_pass(lost)
 
 
 def test_a_host_that_never_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

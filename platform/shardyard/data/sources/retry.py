@@ -37,7 +37,12 @@ _PASSING = (408, 425, 429)
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a failure may be gone at the next attempt; what a server refuses (4xx) is not."""
+    """Whether a failure may be gone at the next attempt; what a server refuses (4xx) is not.
+
+    fsspec reports a missing file whatever had failed while it looked for it: then the cause decides.
+    """
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return may_pass(error.__cause__)
     if isinstance(error, PERMANENT) or not isinstance(error, TRANSIENT):
         return False
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)

@@ -36,6 +36,8 @@ DOWN_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
 # A server that is silent for this long within a response will not complete it.
 SILENCE_SECONDS = 60.0
+# How often a server is asked again for a file that it has never had; one that it had is asked for until the limit.
+NOT_FOUND_TRIES = 3
 _REFUSED = {401: "401: it wants a token or a password", 403: "403: it forbids this", 404: "404: it has no such file"}
 
 
@@ -52,6 +54,7 @@ class Web:
         self._lock = threading.Lock()
         self._reached: set[str] = set()
         self._down: dict[str, float] = {}
+        self._found: set[str] = set()
         self._errors: list[DataError] = []
 
     def mark(self) -> int:
@@ -74,6 +77,15 @@ class Web:
         with self._lock:
             self._reached.add(host)
             self._down.pop(host, None)
+
+    def found(self, where: str) -> None:
+        """Record that a server had the file at this address."""
+        with self._lock:
+            self._found.add(where)
+
+    def was_found(self, where: str) -> bool:
+        """Whether a server has ever had the file at this address."""
+        return where in self._found
 
     def given_up(self, host: str) -> None:
         """Record that a host failed until the time limit."""
@@ -105,9 +117,13 @@ WEB = Web()
 
 
 class Tries:
-    """The attempts of one request: the wait before the next one, or the decision to give up."""
+    """The attempts of one request: the wait before the next one, or the decision to give up.
 
-    def __init__(self, url: str, web: Web = WEB) -> None:
+    exact: the address is one that a recipe names, and not one of many where a file may be. A server that says once that
+    it has no such file (404) may be wrong: a load balancer that asks a replica that is not ready, for example.
+    """
+
+    def __init__(self, url: str, web: Web = WEB, *, exact: bool = False) -> None:
         parts = urlsplit(url)
         self._host = parts.netloc.rpartition("@")[2]
         # Without the query and the credentials, which may contain a secret.
@@ -115,6 +131,8 @@ class Tries:
         self._web = web
         self._began = time.monotonic()
         self._failures = 0
+        self._exact = exact
+        self._not_found = 0
 
     def answer(self, status: int, headers: Mapping[str, str]) -> float | None:
         """Seconds to wait before a retry if the response has a transient status; None for any other response.
@@ -124,12 +142,21 @@ class Tries:
         """
         if status != http.HTTPStatus.TOO_MANY_REQUESTS and status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
             self._web.answered(self._host)
+            if status < http.HTTPStatus.BAD_REQUEST:
+                self._web.found(self._where)
+            if status == http.HTTPStatus.NOT_FOUND and self._may_be_wrong():
+                return self._next("the server answers 404 Not Found", connected=True, at_least=0.0)
             if status in _REFUSED:
                 self._web.keep(DataError(f"{self._where}: the server answers {_REFUSED[status]}."))
             return None
         wait = retry_after_seconds(headers.get("Retry-After"), time.time())
         phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
         return self._next(f"the server answers {status} {phrase}".rstrip(), connected=True, at_least=wait)
+
+    def _may_be_wrong(self) -> bool:
+        """Whether to ask again for a file that is said not to be there."""
+        self._not_found += 1
+        return self._web.was_found(self._where) or (self._exact and self._not_found <= NOT_FOUND_TRIES)
 
     def failed(self, error: BaseException) -> float:
         """Seconds to wait after an attempt without a response.
@@ -178,7 +205,7 @@ def retry_after_seconds(value: str | None, now: float) -> float:
 async def _patiently(
     request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 ) -> aiohttp.ClientResponse:
-    tries = Tries(str(request.url))
+    tries = Tries(str(request.url), exact=True)
     while True:
         try:
             response = await handler(request)
