@@ -1,7 +1,7 @@
 """A box of its own for each cell: namespaces for network and mounts, so that all that is left over can be seen.
 
-Within it Ray's ports, shared memory and temporary files are those of the cell alone. Processes carry a mark in their
-environment. Needs root, `unshare` and `nsenter`.
+Within it processes, Ray's ports, shared memory and temporary files are those of the cell alone. Needs root, `unshare`
+and `nsenter`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from support.waiting import until
 
 INJECT = Path(__file__).parent / "inject"
 TESTS = Path(__file__).parents[1]
-MARK = "CHAOS_BOX"
 # What is mounted in the box: shared memory, and Ray's sessions, whose sockets need short paths.
 _PREPARE = """
 set -e
@@ -60,7 +59,6 @@ class Box:
         temporary = self.folder / "tmp"
         return {
             **found,
-            MARK: str(self.folder),
             "PYTHONPATH": os.pathsep.join(paths),
             "TMPDIR": str(temporary),
             "RAY_TMPDIR": "/tmp",
@@ -74,14 +72,15 @@ class Box:
         return subprocess.run([*self.prefix, *map(str, command)], capture_output=True, text=True, check=False)
 
     def processes(self) -> list[psutil.Process]:
-        """Living processes with the mark of the box."""
-        mark = f"{MARK}={self.folder}".encode()
+        """Living processes in the network of the box. Ray's names of processes overwrite their environment."""
+        here = os.stat(f"/proc/{self.keeper}/ns/net").st_ino
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                inside = os.stat(f"/proc/{process.pid}/ns/net").st_ino == here
+                if inside and process.pid != self.keeper and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        return [process for process in found if process.pid != os.getpid() and _lives(process)]
+        return found
 
     def left_over(self) -> list[str]:
         """What is still there: processes, listening ports, shared memory, temporary files."""
@@ -130,10 +129,6 @@ def box(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[Box]:
     finally:
         keeper.kill()
         keeper.communicate()
-
-
-def _lives(process: psutil.Process) -> bool:
-    return process.status() != psutil.STATUS_ZOMBIE
 
 
 def _name(process: psutil.Process) -> str:

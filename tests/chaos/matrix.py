@@ -19,7 +19,7 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from chaos import files, processes, ranks
+from chaos import files, network, processes, ranks, services
 from chaos.box import possible
 from chaos.cell import Cell, Outcome, Where
 
@@ -30,7 +30,7 @@ WORK = ROOT / ".chaos"
 
 def cells() -> list[Cell]:
     """All cells, in the order of the table."""
-    return [*ranks.cells(), *processes.cells(), *files.cells()]
+    return [*ranks.cells(), *processes.cells(), *network.cells(), *files.cells(), *services.cells()]
 
 
 def read(path: Path) -> dict[str, dict[str, object]]:

@@ -171,7 +171,7 @@ class Trial:
         return Measured(
             detected=None if detected is None else detected - began,
             next_step=following[0] - began if following else None,
-            lost=before - (attempts[0]["resumed_step"] or 0) if attempts else None,
+            lost=max(0, before - (attempts[0]["resumed_step"] or 0)) if attempts else None,
         )
 
 

@@ -13,7 +13,8 @@ MAY_SLEEP = {"support/waiting.py", "benchmarks"}
 ALLOWED = {
     ("unit/engine/test_checkpoint_files.py", "die_of"): "the writer is killed at moments that nobody chose",
     ("e2e/test_jobs.py", "_pump"): "a slow line",
-    ("chaos/inject/sitecustomize.py", "reach"): "a signal to itself has arrived",
+    ("chaos/inject/sitecustomize.py", "reach"): "a signal to itself has arrived, or a test lets it go on",
+    ("chaos/soak.py", "soak"): "faults come at random moments",
     ("support/hold.py", "on_step"): "a step lasts as long as a test holds it",
     ("breadth/matrix.py", "run"): "looks after processes that end by themselves or at their limit",
     ("browser/conftest.py", "until"): "how a page lets time go by between two looks",

@@ -13,7 +13,13 @@ from shardyard.launch.local_cluster.nodes import LOOPBACK, LOOPBACK_ENVIRONMENT
 from shardyard.launch.local_cluster.plan import NO_METRICS
 from shardyard.launch.ray.quirks import one_node
 
-INIT_OPTIONS = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+# If its head dies, a Ray for one run does not come back: the driver and the ranks end soon instead of after a minute.
+HEAD_SECONDS = 5
+INIT_OPTIONS = {
+    "_node_ip_address": LOOPBACK,
+    "include_dashboard": False,
+    "_system_config": {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS},
+}
 
 
 @contextmanager
