@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -15,6 +18,13 @@ from support.waiting import until
 
 # A scheduler's time between SIGTERM and SIGKILL.
 GRACE_SECONDS = 30.0
+ROOT = Path(__file__).parents[2]
+# Tests in which a scheduler or a person sends SIGTERM.
+TESTS = {
+    "submit": "e2e/test_job_entry.py::test_signals_to_the_entry_reach_the_run_and_are_never_retried",
+    "sweep": "e2e/test_sweep.py::test_optuna_goes_on_after_sigterm",
+    "slurm": "e2e/test_slurm.py::test_requeue_and_time_limit_end_in_checkpoints",
+}
 
 
 def named(one: Trial, what: str) -> list[psutil.Process]:
@@ -81,6 +91,16 @@ def _two_resumes(where: Where) -> Outcome:
         return Outcome(**{**vars(found), "good": found.good and codes == [0, 2]})
 
 
+def _by_test(test: str, where: Where) -> Outcome:
+    """What a test of the suite asserts: it starts the scheduler, which then sends its signals."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{test}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    passed = done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout
+    return Outcome(
+        "as the test asserts" if passed else "the test fails", "" if passed else done.stdout[-200:], good=passed
+    )
+
+
 def cells() -> list[Cell]:
     """All of them."""
     outside = "kill -9 while rank 0 stands in step 25"
@@ -101,6 +121,12 @@ def cells() -> list[Cell]:
             "SIGTERM with 30 s to every process",
             "to all processes of the run, in step 25",
             partial(_terminated, True),
+        ),
+        *(
+            Cell(
+                f"sigterm-{name}", "schedulers", f"SIGTERM with 30 s under {name}", f"`{test}`", partial(_by_test, test)
+            )
+            for name, test in TESTS.items()
         ),
         Cell("two-resumes", "processes around the ranks", "two resumes at once", "two commands at once", _two_resumes),
     ]
