@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "reliability" / "chaos.md"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 COLUMNS = (
     *("fault", "how injected", "detected after", "next step after", "steps lost"),
-    *("went on", "final state", "left over", "date"),
+    *("went on; what it said", "final state", "left over", "date"),
 )
 
 
@@ -33,7 +33,7 @@ def row(cell: Cell, found: Mapping[str, object] | None) -> str:
         _seconds(found["detected"]),
         _seconds(found["next_step"]),
         "" if found["lost"] is None else str(found["lost"]),
-        str(found["went_on"]),
+        "; ".join(filter(None, (str(found["went_on"]), str(found["told"])))),
         str(found["state"]) + ("" if found["good"] else " **(not as it should be)**"),
         ", ".join(left) or "nothing",
         str(found["date"]),
