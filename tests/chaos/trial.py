@@ -15,7 +15,6 @@ from typing import Any
 from chaos.box import Box, box
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
-from support.waiting import until
 
 STEPS = 40
 EVERY = 10
@@ -120,7 +119,7 @@ class Trial:
         """Train to a step that has a checkpoint, and kill the command."""
         with contextlib.suppress(AssertionError), self.held("launch", self.recipe, step=step + 1) as command:
             command.process.kill()
-        until(lambda: not self.box.processes(), lambda: f"all end: {self.box.left_over()}")
+        self.box.clear()
         self.faults, self.output, self.code = [], [], 0
 
     @contextmanager

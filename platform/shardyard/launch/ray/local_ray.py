@@ -13,15 +13,13 @@ from shardyard.launch.local_cluster.nodes import LOOPBACK, LOOPBACK_ENVIRONMENT
 from shardyard.launch.local_cluster.plan import NO_METRICS
 from shardyard.launch.ray.quirks import one_node
 
-# If its head dies, a Ray for one run does not come back: the driver and the ranks end soon instead of after a minute, and
-# so do Ray's agents, which after a `kill -9` of the driver would report to the head that everything is gone.
+# If its head dies, a Ray for one run does not come back: the driver and the ranks end soon instead of after a minute.
 HEAD_SECONDS = 5
 INIT_OPTIONS = {
     "_node_ip_address": LOOPBACK,
     "include_dashboard": False,
     "_system_config": {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS},
 }
-_HEAD_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_SECONDS)}
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def on_loopback() -> Iterator[None]:
 
     Ray's daemons inherit the environment when they start; it is restored afterwards.
     """
-    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS, **_HEAD_ENVIRONMENT}), one_node():
+    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}), one_node():
         yield
 
 

@@ -11,6 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
+
 MARK = "shardyard.lock"
 # Open files of marks, whose locks end with this process.
 _HELD: dict[Path, int] = {}
@@ -39,7 +41,20 @@ def remove_dead(parent: Path) -> None:
             continue
         with contextlib.suppress(OSError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _end_agents(lock.parent)
             _remove(lock.parent)
+
+
+def _end_agents(folder: Path) -> None:
+    """Kill what still writes into the folder: agents of Ray outlive a killed driver by a minute, in which they try to
+    tell its head, which is gone too, that the raylet is."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            # Ray renames them, so that their commands no longer name the session.
+            if "".join(process.cmdline()[:1]).startswith("ray::") and any(
+                Path(file.path).is_relative_to(folder) for file in process.open_files()
+            ):
+                process.kill()
 
 
 def _remove(folder: Path) -> None:
