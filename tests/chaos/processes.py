@@ -84,7 +84,7 @@ def _terminated(everyone: bool, where: Where) -> Outcome:
         one.faults = []
         code = one.code
         found = outcome(one, finish(one, code), reference, Measured(detected=took))
-        good = found.good and code == 143 and saved == "step-00000025" and took < GRACE_SECONDS
+        good = found.good and code == 143 and saved in ("step-00000025", "step-00000026") and took < GRACE_SECONDS
         return Outcome(**{**vars(found), "told": f"{took:.1f} s to {saved}; {told(one)}", "good": good})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import signal
+import subprocess
 from pathlib import Path
 
 from shardyard.engine.hooks.base import NullEventLog
@@ -12,6 +14,10 @@ from shardyard.launch.describe import describe
 from shardyard.launch.ray import sessions
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Event, Recovered, event_of, line_of
+from support.waiting import until
+
+# What Ray's agents are to others: a process that they have renamed, with a log in the folder.
+AGENT = 'exec -a ray::DashboardAgent sleep 1000 > "$0"'
 
 
 class Events(NullEventLog):
@@ -56,9 +62,18 @@ def test_only_folders_of_rays_whose_driver_has_ended_are_removed(tmp_path: Path)
     latest = tmp_path / "session_latest"
     latest.symlink_to(dead)
     sessions.mark(ours)
-    with (alive / sessions.MARK).open("r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        sessions.remove_dead(tmp_path)
+    agents = [subprocess.Popen(["bash", "-c", AGENT, folder / "agent.log"]) for folder in (alive, dead)]
+    try:
+        until(lambda: all((folder / "agent.log").exists() for folder in (alive, dead)), "they write")
+        with (alive / sessions.MARK).open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            sessions.remove_dead(tmp_path)
+        assert agents[1].wait(60) == -signal.SIGKILL
+        assert agents[0].poll() is None
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["session_alive", "session_foreign", "session_ours"]
     latest.symlink_to(ours)
     sessions.remove(foreign)
