@@ -146,3 +146,43 @@ def test_a_run_that_waits_for_an_autoscaler_says_so_once_and_until_it_is_placed(
     assert wait.autoscaler
     assert scene.waiting == [wait] * 3
     assert job.folder.info().waiting is None
+
+
+class Places:
+    """Places that a failed attempt leaves, as `attempt.Kept` does; `ready` for as many attempts as `ends` has."""
+
+    def __init__(self, ends: Sequence[Any]) -> None:
+        self.ends = list(ends)
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.ends)
+
+    def note(self, **times: float) -> None: ...
+
+
+@pytest.mark.parametrize(("again", "fresh"), [(["finished"], [LOST]), ([None], [LOST, "finished"])])
+def test_kept_places_are_used_without_the_queue_and_given_up_if_a_spare_is_missing(
+    job: Job, monkeypatch: pytest.MonkeyPatch, again: list[Any], fresh: list[Any]
+) -> None:
+    places = Places([])
+
+    def attempt(*arguments: object, **options: object) -> Any:
+        ended = scene._attempt(*arguments, **options)  # type: ignore[arg-type]
+        places.ends = again if ended is LOST else []
+        return ended
+
+    scene = Scene(monkeypatch, cores=2.0, autoscales=False, ends=fresh)
+    queued: list[int] = []
+    monkeypatch.setattr(driver, "attempt", attempt)
+    monkeypatch.setattr(driver, "Kept", lambda: places)
+    monkeypatch.setattr(driver, "attempt_again", lambda kept: kept.ends.pop())
+    monkeypatch.setattr(driver, "hold_slot", lambda *_: not queued.append(1))
+    assert driver.drive(job, driver.on_ray) == "finished"
+    assert len(queued) == len(fresh)
+    assert job.folder.info().attempts == 2
