@@ -23,6 +23,7 @@ from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.hooks.mixture import MixtureHook
 from shardyard.engine.hooks.recording import RecordHook
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.offload.quirks import remove_files
 from shardyard.engine.row_use import RowUse
 from shardyard.engine.transfer import Copies
 from shardyard.errors import CheckpointError, TrainingError
@@ -213,6 +214,7 @@ class Session:
         # What was saved before a failure is not lost with it.
         with contextlib.suppress(CheckpointError, RuntimeError):
             self.checkpoint.settle()
+        remove_files(self.engine)
         if self.ledger is not None:
             self.ledger.close()
         if self.machine is not None:

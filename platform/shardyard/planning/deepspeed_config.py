@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from shardyard.planning.offload import SWAP_BUFFERS, sub_group_size
 from shardyard.planning.reduction import accumulation_type, bucket_elements, prefetch_elements
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
 from shardyard.recipe.precision import precision_of
@@ -46,6 +47,15 @@ def deepspeed_config(
     optimizer = _optimizer(recipe.optimizer, recipe.zero, gpu=gpu)
     if optimizer is not None:
         compiled["optimizer"] = optimizer
+    if recipe.zero.offload_optimizer == "nvme":
+        compiled["aio"] = {
+            "block_size": 1 << 20,
+            "queue_depth": 8,
+            "intra_op_parallelism": 1,
+            "single_submit": False,
+            "overlap_events": True,
+            "use_gds": False,
+        }
     if recipe.parallel.tensor > 1:
         compiled["tensor_parallel"] = _tensor_parallel(recipe)
     if recipe.parallel.expert > 1:
@@ -94,10 +104,21 @@ def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) 
             "overlap_comm": gpu,
             "round_robin_gradients": False,
         }
-    if zero.offload_optimizer:
-        compiled["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
+    pinned = gpu if zero.pin_memory is None else zero.pin_memory
+    if zero.offload_optimizer == "nvme":
+        compiled["offload_optimizer"] = {
+            "device": "nvme",
+            "nvme_path": zero.nvme_path,
+            "buffer_count": SWAP_BUFFERS,
+            "pin_memory": pinned,
+            "pipeline_read": False,
+            "pipeline_write": False,
+            "fast_init": False,
+        }
+    elif zero.offload_optimizer:
+        compiled["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
     if zero.offload_parameters:
-        compiled["offload_param"] = {"device": "cpu", "pin_memory": gpu}
+        compiled["offload_param"] = {"device": "cpu", "pin_memory": pinned}
     if zero.stage == 3:
         compiled |= {
             "stage3_prefetch_bucket_size": prefetch_elements(zero, data_parallel, parameters),
@@ -105,7 +126,7 @@ def _zero(recipe: Recipe, rank_rows: int, parameters: int | None, *, gpu: bool) 
             "stage3_max_live_parameters": zero.live_parameters,
             "stage3_max_reuse_distance": zero.live_parameters,
             "stage3_gather_16bit_weights_on_model_save": True,
-            "sub_group_size": 1_000_000_000,
+            "sub_group_size": sub_group_size(zero),
         }
     if zero.hpz_partition_size > 1:
         compiled["zero_hpz_partition_size"] = zero.hpz_partition_size

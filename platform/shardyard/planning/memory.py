@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
+from shardyard.planning.offload import swap_buffer_bytes, swapped_bytes
 from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed, isolation_of
@@ -25,7 +26,10 @@ BACKWARD = 0.5
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank needs, by purpose; `device` is the accelerator or, without one, the host's RAM."""
+    """Bytes that one rank needs, by purpose; `device` is the accelerator or, without one, the host's RAM.
+
+    offloaded_bytes: in host memory; swapped_bytes: in files.
+    """
 
     parameters_bytes: int
     gradients_bytes: int
@@ -34,6 +38,7 @@ class Memory:
     logits_bytes: int
     buffers_bytes: int
     offloaded_bytes: int
+    swapped_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -80,9 +85,12 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     if recipe.model.adapter is not None and recipe.model.adapter.quantize is not None:
         # Quantised weights are buffers, which ZeRO does not shard.
         parameters += round(QUANTIZED_BYTES_PER_WEIGHT[recipe.model.adapter.quantize] * quantized)
-    offloaded = (optimizer if recipe.zero.offload_optimizer else 0) + (
+    owned = count // (mesh.zero if stage else 1)
+    swapped = swapped_bytes(recipe, optimizer, owned)
+    offloaded = (optimizer if recipe.zero.offload_optimizer and not swapped else 0) + (
         parameters if recipe.zero.offload_parameters else 0
     )
+    offloaded += swap_buffer_bytes(recipe, architecture, mesh.zero, owned)
     activations, inputs, block = _activations(recipe, architecture, mesh, micro_batch)
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
@@ -94,6 +102,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         buffers_bytes=_buffers(recipe, architecture, mesh, micro_batch, block)
         + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded + inputs,
+        swapped_bytes=swapped,
     )
 
 

@@ -106,8 +106,12 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     for notice in size.findings.notices:
         yield "notice", notice, ""
     for name, value in asdict(memory).items():
-        if value:
+        if value and name != "swapped_bytes":
             yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), ""
+    if memory.swapped_bytes:
+        each = format_bytes(memory.swapped_bytes)
+        yield "disk a rank", each, "optimizer states and gradients in fp32, in files of zero.nvme_path"
+        yield "disk traffic", f"{each} read, {each} written", "by each rank in every step"
     yield "memory a rank", format_bytes(memory.device_bytes), _verdict(plan)
 
 

@@ -200,6 +200,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("zero.stage", "zero_stage deepspeed_stage sharding_strategy", ""),
     ("zero.offload_optimizer", "cpu_offload offload offload_optimizer_device", ""),
     ("zero.offload_parameters", "offload_param offload_params", ""),
+    ("zero.nvme_path", "nvme_folder swap_folder offload_path offload_folder", ""),
     (
         "zero.communication_data_type",
         "reduce_dtype grad_reduce_in_fp32 reduce_in_fp32 allreduce_dtype communication_dtype grad_reduce_dtype",

@@ -30,6 +30,7 @@ from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refu
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.hooks.base import HookState
 from shardyard.engine.mesh import Mesh, separate
+from shardyard.engine.offload.quirks import swaps
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
@@ -317,7 +318,7 @@ class Checkpointer:
         self._refuse_code(folder, manifest)
         if differs and written["zero_stage"] == self._metadata["zero_stage"] == 0:
             differs = []
-        if differs:
+        if differs or swaps(self._engine):
             self._load_elsewhere(folder, int(manifest["zero_stage"]))
         else:
             loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)

@@ -10,7 +10,6 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.checkpoint.constants import (
-    FP32_FLAT_GROUPS,
     OPTIMIZER_STATE_DICT,
     PARAM_SLICE_MAPPINGS,
     SINGLE_PARTITION_OF_FP32_GROUPS,
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from shardyard.engine.checkpoint.elsewhere import LOSS_SCALER, States
 from shardyard.engine.mesh import Axis
+from shardyard.engine.offload.quirks import opened
 from shardyard.optim.groups import parameter_groups
 
 
@@ -86,10 +86,10 @@ class _Slot:
 
 
 def _slots(engine: deepspeed.DeepSpeedEngine, stage: int, names: list[str], axis: Axis) -> Iterator[_Slot]:
-    # The tensors in it are the optimizer's own, not copies.
-    state = engine.optimizer.state_dict()
     inner = engine.optimizer.optimizer
     if stage < 3:
+        # The tensors in it are the optimizer's own, not copies.
+        state = engine.optimizer.state_dict()
         owners = [group["params"][0] for group in inner.param_groups]
         slices = state[PARAM_SLICE_MAPPINGS]
         before = _values_before(axis, {name: one.numel for group in slices for name, one in group.items()})
@@ -99,16 +99,16 @@ def _slots(engine: deepspeed.DeepSpeedEngine, stage: int, names: list[str], axis
                 yield _Slot(name, before.get(name, 0), master.flatten(), owner, inner.state[owner], cut)
         return
     parameters = dict(engine.module.named_parameters())
-    masters = state[FP32_FLAT_GROUPS]
-    number, start = 0, 0
-    for name in names:
-        size = parameters[name].ds_tensor.numel()
-        if start == masters[number].numel():
-            number, start = number + 1, 0
-        master = masters[number]
-        place = slice(start, start + size)
-        yield _Slot(name, axis.index * size, master.flatten(), master, inner.state[master], place)
-        start += size
+    left = iter(names)
+    for number, whole in enumerate(engine.optimizer.fp16_partitioned_groups_flat_numel):
+        with opened(engine, number) as master:
+            start = 0
+            while start < whole:
+                name = next(left)
+                size = parameters[name].ds_tensor.numel()
+                place = slice(start, start + size)
+                yield _Slot(name, axis.index * size, master.flatten(), master, inner.state[master], place)
+                start += size
 
 
 def _values_before(axis: Axis, own: Mapping[str, int]) -> dict[str, int]:

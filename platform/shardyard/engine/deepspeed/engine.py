@@ -19,6 +19,8 @@ from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.deepspeed.sharding import fill, shard
 from shardyard.engine.mesh import Mesh
+from shardyard.engine.offload.quirks import keep_in_checkpoints
+from shardyard.engine.offload.start import in_folder, swap_folder
 from shardyard.engine.parallel.quirks import use_groups
 from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
@@ -62,6 +64,7 @@ def start_engine(
     quirks.import_muon(compiled=recipe.optimizer.name == "muon")
     # torch.distributed is already initialised; this only makes DeepSpeed use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+    folder = swap_folder(recipe, plan, mesh, report)
     model = _build(recipe, plan, config, report)
     # Patterns refer to the custom module's own parameter names.
     freeze(model.module if isinstance(model, OutsideModel) else model, recipe.model.freeze)
@@ -78,9 +81,11 @@ def start_engine(
         mpu=groups,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, lr_of_b(recipe)),
         optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
-        config=plan.deepspeed,
+        config=plan.deepspeed if folder is None else in_folder(plan.deepspeed, folder.path),
         dist_init_required=False,
     )
+    if folder is not None:
+        keep_in_checkpoints(engine, folder)
     quirks.keep_scalars_unpartitioned(model)
     if recipe.model.adapter is not None and recipe.zero.stage == 3:
         _gather_what_is_read_outside(model)

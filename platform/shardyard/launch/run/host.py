@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardyard import hardware
+from shardyard.async_io import missing_for_async_io
 from shardyard.errors import Problem, RecipeError
 from shardyard.recipe.rules.rules import NO_FLASH_ON_CPU
 from shardyard.recipe.schema import Recipe
@@ -24,6 +25,8 @@ def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> N
         RecipeError: they do not.
     """
     problems = [] if gpu else list(_on_cpu(recipe))
+    if recipe.zero.offload_optimizer == "nvme" and (missing := missing_for_async_io()) is not None:
+        problems.append(Problem("", "zero.offload_optimizer", f"nvme reads and writes with libaio: {missing}"))
     if problems:
         raise RecipeError(source, problems)
 

@@ -140,7 +140,10 @@ def checkpoint_bytes(recipe: Recipe, plan: RunPlan) -> int:
     memory, stage = plan.memory, recipe.zero.stage
     shards = plan.mesh.data * plan.mesh.sequence if stage else 1
     whole = memory.optimizer_bytes * shards
-    if recipe.zero.offload_optimizer:
+    if recipe.zero.offload_optimizer == "nvme":
+        # Gradients stay behind.
+        whole = memory.swapped_bytes * (4 * (1 + 2)) // (4 * (1 + 2 + 1)) * shards
+    elif recipe.zero.offload_optimizer:
         whole = memory.offloaded_bytes * shards
     parameters = plan.architecture.parameters * _width(plan)
     return round(whole * plan.mesh.tensor + (parameters if stage < 3 else 0))

@@ -28,6 +28,7 @@ from shardyard.recipe.rules.finetune import finetune_rules
 from shardyard.recipe.rules.heads import head_rules
 from shardyard.recipe.rules.mixture import mixture_rules
 from shardyard.recipe.rules.model import model_rules
+from shardyard.recipe.rules.offload import offload_rules
 from shardyard.recipe.rules.parallel import parallel_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
@@ -37,7 +38,6 @@ from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
 
 Finding = tuple[Path, str]
 
-_CPU_OPTIMIZERS = ("adamw", "adam", "adagrad", "lion")
 # The optimizers and schedules that use a setting; for others it would have no effect.
 _OPTIMIZER_FIELDS = {
     "betas": ("adamw", "adam", "lion", "muon"),
@@ -203,17 +203,9 @@ def _second_copy(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _zero(recipe: Recipe) -> Iterator[Finding]:
-    zero, name = recipe.zero, recipe.optimizer.name
+    zero = recipe.zero
     yield from _second_copy(recipe)
-    if zero.offload_optimizer and zero.stage < 1:
-        yield ("zero", "offload_optimizer"), "needs ZeRO stage 1, 2 or 3; set zero.stage"
-    if zero.offload_parameters and zero.stage != 3:
-        yield ("zero", "offload_parameters"), f"needs ZeRO stage 3, not {zero.stage}; set zero.stage to 3"
-    if zero.offload_optimizer and name not in _CPU_OPTIMIZERS:
-        yield (
-            ("zero", "offload_optimizer"),
-            (f"DeepSpeed has no CPU kernel for {name}; use one of {', '.join(_CPU_OPTIMIZERS)}, or set it to false"),
-        )
+    yield from offload_rules(recipe)
     precision = recipe.train.precision
     if zero.communication_data_type == "fp16" and precision != "fp16":
         yield (

@@ -102,8 +102,32 @@ class Zero(Section):
     stage: Literal[0, 1, 2, 3] = described(
         1, "ZeRO stage: 1 shards optimizer states over the ranks, 2 also gradients, 3 also parameters."
     )
-    offload_optimizer: bool = described(False, "Keep optimizer states in CPU memory (stages 1 to 3).")
-    offload_parameters: bool = described(False, "Keep parameters in CPU memory (stage 3).")
+    offload_optimizer: bool | Literal["cpu", "nvme"] = described(
+        False,
+        "Keep optimizer states in CPU memory (cpu or true; stages 1 to 3), or in files of a local disk (nvme; stage 3, "
+        "with zero.nvme_path): ZeRO-Infinity. The CPUs update them.",
+    )
+    offload_parameters: bool | Literal["cpu", "nvme"] = described(
+        False, "Keep parameters in CPU memory (cpu or true; stage 3); nvme is refused, with the reason."
+    )
+    nvme_path: str | None = described(
+        None,
+        "Folder on a local disk of every host, for offloading to nvme. Each rank makes a folder of its own in it, "
+        "which is removed when the rank ends, or by the next one that starts there.",
+        min_length=1,
+    )
+    sub_group_size: int | None = described(
+        None,
+        "Stage 3: numbers of a rank that the optimizer updates at once. Default: 1 billion; with nvme 50 million, of "
+        "which five buffers of 4 bytes a number are in host memory.",
+        "numbers",
+        ge=1,
+    )
+    pin_memory: bool | None = described(
+        None,
+        "Page-lock host memory of offloaded states, so that GPUs copy it faster; false where ulimit -l is small. "
+        "Default: true with GPUs.",
+    )
     bucket_bytes: int | None = described(
         None,
         "Size of a bucket in which gradients are reduced and parameters gathered, 4 bytes a number. Default: 40 "

@@ -138,7 +138,7 @@ def _memory_bytes(recipe: Recipe, plan: RunPlan, ranks: int) -> tuple[int, str]:
 def _checkpoint_seconds(plan: RunPlan, ranks: int) -> int:
     """Time to write the ranks' last checkpoint, in whole minutes."""
     memory = plan.memory
-    states = memory.parameters_bytes + memory.optimizer_bytes + memory.offloaded_bytes
+    states = memory.parameters_bytes + memory.optimizer_bytes + memory.offloaded_bytes + memory.swapped_bytes
     return 60 * math.ceil((LAST_STEP_SECONDS + ranks * states / CHECKPOINT_BYTES_PER_SECOND) / 60)
 
 
