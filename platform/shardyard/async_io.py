@@ -1,5 +1,4 @@
-"""Whether DeepSpeed's asynchronous reading and writing of files can be compiled on this machine. Imports no other module
-of Shardyard."""
+"""Whether DeepSpeed's asynchronous operations on files can be compiled here. Imports no other module of Shardyard."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
         swapped = {"nvme_path": str(disk), "sub_group_size": 300_000} if zero.get("offload_optimizer") == "nvme" else {}
         return tiny_recipe(
             corpus,
-            model={"config": CONFIG, "dropout": 0.1},
+            model={"config": CONFIG, "dropout": 0.0},
             optimizer={"lr": 1e-3},
             train={"precision": precision, "micro_batch": 2},
             zero={**zero, **swapped},

@@ -84,6 +84,10 @@ COMPILED: dict[str, tuple[dict[str, Any], bool]] = {
         {"zero": {"stage": 3, "offload_optimizer": True, "offload_parameters": True, "bucket_bytes": 8_000_000}},
         True,
     ),
+    "zero3-bf16-adamw-nvme-gpu": (
+        {"zero": {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/disk", "offload_parameters": "cpu"}},
+        True,
+    ),
     "zero3-fp32-adagrad": (
         {
             "zero": {"stage": 3},

@@ -90,6 +90,7 @@ def start_engine(
     if recipe.model.adapter is not None and recipe.zero.stage == 3:
         _gather_what_is_read_outside(model)
     quirks.undo_trial_step(engine)
+    quirks.update_without_history(engine)
     if recipe.zero.stage == 0 and precision_of(recipe) != accumulation_type(recipe):
         quirks.accumulate_in_fp32(engine)
     if recipe.model.compile:

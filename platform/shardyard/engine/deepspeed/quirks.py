@@ -18,6 +18,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime import compiler
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
@@ -237,6 +238,27 @@ def undo_trial_step(engine: deepspeed.DeepSpeedEngine) -> None:
             for wide, narrow in zip(master, low, strict=True):
                 wide.data.copy_(narrow.data)
         optimizer.optimizer.state.clear()
+
+
+def update_without_history(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Make DeepSpeed's Adam for CPUs correct its bias by the number of the step alone.
+
+    It multiplies the powers of its betas from step to step, and computes them anew after a resume: other last bits. It
+    computes them anew after any step that is not the one before, here of a number that nothing depends on.
+    """
+    adam = engine.optimizer.optimizer if engine.zero_optimization_stage() else None
+    if not isinstance(adam, DeepSpeedCPUAdam):
+        return
+    plain = adam.step
+
+    def step(closure: Callable[[], Any] | None = None) -> Any:
+        done = max((state["step"] for state in adam.state.values() if "step" in state), default=0)
+        blank = [torch.zeros(1) for _ in range(4)]
+        betas = adam.param_groups[0]["betas"]
+        adam.ds_opt_adam.adam_update(adam.opt_id, done + 3, 0.0, *betas, 1.0, 0.0, True, *blank)
+        return plain(closure)
+
+    adam.step = step
 
 
 def accumulate_in_fp32(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -86,7 +86,11 @@ def _combinations(recipe: Recipe) -> list[tuple[bool, Path, str]]:
             f"0 clips gradients by the norm of each rank alone with {spread}; use stage 1, 2 or 3",
         ),
         (bool(zero.offload_optimizer), ("zero", "offload_optimizer"), f"is not tested with {spread}; set it to false"),
-        (bool(zero.offload_parameters), ("zero", "offload_parameters"), f"is not tested with {spread}; set it to false"),
+        (
+            bool(zero.offload_parameters),
+            ("zero", "offload_parameters"),
+            f"is not tested with {spread}; set it to false",
+        ),
         (model.compile, ("model", "compile"), f"cannot trace models with {spread}; set it to false"),
         (
             model.adapter is not None,
