@@ -59,7 +59,7 @@ def measure(rank: Rank, job: Job, disk: str) -> Measured:
     def watch() -> None:
         while not done.wait(0.02):
             peaks.append(anonymous_bytes())
-            swapped = [path for path in Path(disk).rglob("*.swp")]
+            swapped = list(Path(disk).rglob("*.swp"))
             files.append(sum(path.stat().st_size for path in swapped))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -102,8 +102,9 @@ def main() -> None:
     parser.add_argument("--places", nargs="+", default=list(PLACES))
     parser.add_argument("--dir", type=Path, default=None, help="a folder on a local disk")
     given = parser.parse_args()
-    print("| optimizer states | peak a rank | counted | files a rank | counted | step | loss |")
-    print("|---|---|---|---|---|---|---|")
+    out = sys.stdout.write
+    out("| optimizer states | peak a rank | counted | files a rank | counted | step | loss |\n")
+    out("|---|---|---|---|---|---|---|\n")
     for place in given.places:
         with tempfile.TemporaryDirectory(dir=given.dir) as temporary:
             folder = Path(temporary)
@@ -116,8 +117,8 @@ def main() -> None:
             peak, files = max(one.peak for one in found), max(one.files for one in found)
             sizes = (peak, counted, files, memory.swapped_bytes)
             cells = " | ".join(f"{size / GIB:.2f} GiB" for size in sizes)
-            print(f"| {place} | {cells} | {found[0].step_seconds:.1f} s | {found[0].loss:.4f} |", flush=True)
-            print(f"{place}: {took:.0f} s, {memory}", file=sys.stderr)
+            out(f"| {place} | {cells} | {found[0].step_seconds:.1f} s | {found[0].loss:.4f} |\n")
+            sys.stderr.write(f"{place}: {took:.0f} s, {memory}\n")
 
 
 if __name__ == "__main__":
