@@ -84,6 +84,28 @@ def resume(setting: Setting) -> dict[str, Any]:
     return {"steps": len(losses[0]), "last_loss": losses[0][-1]}
 
 
+def offload(setting: Setting) -> dict[str, Any]:
+    """Optimizer states on the GPU, in host memory and in files give the same losses; the last two take less of it."""
+    precision = "fp32" if setting.rehearses else "bf16"
+    found: dict[str, Any] = {}
+    losses = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {"gpu": {}, "cpu": {"offload_optimizer": "cpu"}}
+        places["nvme"] = {"offload_optimizer": "nvme", "nvme_path": str(Path(scratch) / "disk")}
+        for place, zero in places.items():
+            lines = _train(Path(scratch) / place, setting, precision, 3, zero=zero)
+            losses[place] = [line["train/loss"] for line in lines if "train/loss" in line]
+            if not setting.rehearses:
+                found[f"{place}_GiB"] = lines[-1]["memory/peak_allocated_bytes"] / 2**30
+                found[f"{place}_tokens_per_second"] = lines[-1]["perf/tokens_per_second"]
+    worst = max(abs(a - b) for place in ("cpu", "nvme") for a, b in zip(losses["gpu"], losses[place], strict=True))
+    if worst > (1e-4 if precision == "fp32" else 2e-2):
+        raise Failed(f"the losses differ by {worst:.2e}: {losses}")
+    if not setting.rehearses and max(found["cpu_GiB"], found["nvme_GiB"]) >= found["gpu_GiB"]:
+        raise Failed(f"offloading saves no memory of the GPU: {found}")
+    return found | {"largest_difference": worst}
+
+
 def ray(setting: Setting) -> dict[str, Any]:
     """A launch through Ray on one GPU, over NCCL: its place, its records, samples of the GPU, the exported model."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,10 +134,17 @@ def ray(setting: Setting) -> dict[str, Any]:
 
 
 def _train(
-    folder: Path, setting: Setting, precision: str, stage: int, *, dropout: float = 0.0, until: int | None = None
+    folder: Path,
+    setting: Setting,
+    precision: str,
+    stage: int,
+    *,
+    dropout: float = 0.0,
+    until: int | None = None,
+    zero: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Metrics of a run in a process of its own; with `until` it pauses there and is resumed."""
-    recipe = _recipe(folder, setting, precision, stage, dropout=dropout)
+    recipe = _recipe(folder, setting, precision, stage, dropout=dropout, zero=zero)
     pause = ["--until", str(until)] if until else []
     code, output = _shardyard(["launch", str(recipe), "--local", "--runs-dir", str(folder / "runs"), *pause], folder)
     if code != 0:
@@ -133,7 +162,14 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _recipe(
-    folder: Path, setting: Setting, precision: str, stage: int, *, dropout: float = 0.0, steps: int = 8
+    folder: Path,
+    setting: Setting,
+    precision: str,
+    stage: int,
+    *,
+    dropout: float = 0.0,
+    steps: int = 8,
+    zero: dict[str, Any] | None = None,
 ) -> Path:
     """A recipe of text that comes with Python, for one rank."""
     length, batch = (32, 4) if setting.rehearses else (512, 16)
@@ -149,7 +185,7 @@ def _recipe(
         "train": {"steps": steps, "global_batch": batch, "precision": precision, "seed": 7},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "schedule": {"name": "constant"},
-        "zero": {"stage": stage},
+        "zero": {"stage": stage, **(zero or {})},
         "checkpoint": {"every": 4},
         "evaluate": {"every": steps, "rows": 8},
         "tracking": {"wandb": {"mode": "disabled"}, "every": 1},
@@ -182,5 +218,6 @@ PARTS = (
     Part("zero-bf16", "ZeRO 0 to 3 in bf16", _ALL, zero_bf16),
     Part("zero-fp16", "ZeRO 0 to 3 in fp16", _ALL, zero_fp16),
     Part("resume", "a run with a break is the same to the bit", _ALL, resume),
+    Part("offload", "optimizer states on the GPU, in host memory, in files", _ALL, offload),
     Part("ray", "a launch through Ray on one GPU over NCCL", ("ray", *_ALL), ray),
 )

@@ -130,6 +130,7 @@ FOREIGN: dict[str, str] = {
     "python": "the file or module is there and has the options",
     "ray": "its own parser; needs a cluster",
     "apt-get": "fetches from Debian",
+    "dpkg-deb": "unpacks what apt-get has fetched",
     "docker": "needs a daemon and gigabytes",
     "helm": "needs a Kubernetes cluster",
     "kubectl": "needs a Kubernetes cluster",
