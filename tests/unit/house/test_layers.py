@@ -26,6 +26,7 @@ LAYERS = {
     "extras": 3,
     "planning": 4,
     # What stands here is not known in the recipe and its plan, which are the same on every host.
+    "async_io": 4,
     "hardware": 4,
     "data": 5,
     "models": 5,
