@@ -14,6 +14,8 @@ LIBRARIES = {"deepspeed", "ray", "datasets", "transformers", "huggingface_hub", 
 KNOWN_PRIVATE = {"_attn_implementation", "_can_record_outputs", "_copy_recovery_script"}
 KNOWN_PRIVATE |= {"_init_weights", "_is_autoep_layer", "_is_hf_initialized", "_set_model_specific_special_tokens"}
 KNOWN_PRIVATE |= {"_zero3_consolidated_16bit_state_dict"}
+KNOWN_PRIVATE |= {"_optimizer_states_and_gradient_swap_in", "_optimizer_states_and_gradient_swap_out"}
+KNOWN_PRIVATE |= {"_swappable_optimizer_subgroup"}
 
 
 def faults(source: str) -> Iterator[tuple[int, str]]:
