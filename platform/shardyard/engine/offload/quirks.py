@@ -44,7 +44,7 @@ def remove_files(engine: deepspeed.DeepSpeedEngine) -> None:
         engine.swap_folder.close()
 
 
-def _with_files(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+def _with_files(optimizer: Any, state: Any) -> Any:
     weights = list(state[FP32_FLAT_GROUPS])
     inner = state[OPTIMIZER_STATE_DICT]
     states = dict(inner["state"])
