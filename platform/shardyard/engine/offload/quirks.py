@@ -7,8 +7,10 @@ the states are in the checkpoint's own files, as of a run without offloading: ha
 from __future__ import annotations
 
 import contextlib
+import shutil
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -17,6 +19,8 @@ from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DIC
 from torch import Tensor
 
 from shardyard.engine.offload.folder import SwapFolder
+from shardyard.errors import HardwareError
+from shardyard.units import format_bytes
 
 
 def swaps(engine: deepspeed.DeepSpeedEngine) -> bool:
@@ -34,8 +38,33 @@ def keep_in_checkpoints(engine: deepspeed.DeepSpeedEngine, folder: SwapFolder) -
     weakref.finalize(engine, folder.close)
     engine.zero_nvme_offload_optimizer = lambda: False  # copies no files
     optimizer = engine.optimizer
+    _check_writes(optimizer.optimizer_swapper)
     plain = optimizer.state_dict
     optimizer.state_dict = lambda: _with_files(optimizer, plain())
+
+
+def _check_writes(swapper: Any) -> None:
+    """Stop a run whose files are short: DeepSpeed 0.19.8 counts a write as done although the disk is full.
+
+    Files keep their sizes from the first step on, so that later writes need no further space.
+    """
+    plain = swapper.swap_out_optimizer_state
+
+    def swap_out(parameter: Tensor, async_swap: bool = False) -> None:
+        plain(parameter=parameter, async_swap=async_swap)
+        info = swapper.swap_params_info[parameter.ds_id]  # type: ignore[attr-defined]
+        sizes = {path: info.numel() for path in info.get_swap_paths()}
+        sizes |= {one.path: one.length for one in info.swapped_gradients.values()}
+        for path, count in sizes.items():
+            if Path(path).stat().st_size < 4 * count:
+                folder = Path(path).parent
+                free = format_bytes(shutil.disk_usage(folder).free)
+                raise HardwareError(
+                    f"{path} is shorter than what was written: the disk of zero.nvme_path is full ({free} free); free "
+                    "some space or choose another disk, and resume the run from its last checkpoint"
+                )
+
+    swapper.swap_out_optimizer_state = swap_out
 
 
 def remove_files(engine: deepspeed.DeepSpeedEngine) -> None:
