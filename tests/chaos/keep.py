@@ -6,6 +6,7 @@ python -m chaos.keep [--results FILE]
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,12 +34,18 @@ def row(cell: Cell, found: Mapping[str, object] | None) -> str:
         _seconds(found["detected"]),
         _seconds(found["next_step"]),
         "" if found["lost"] is None else str(found["lost"]),
-        "; ".join(filter(None, (str(found["went_on"]), str(found["told"])))),
+        _shown("; ".join(filter(None, (str(found["went_on"]), str(found["told"]))))),
         str(found["state"]) + ("" if found["good"] else " **(not as it should be)**"),
         ", ".join(left) or "nothing",
         str(found["date"]),
     ]
     return "| " + " | ".join(value.replace("|", "/").replace("\n", " ").replace("<", "‹") for value in values) + " |"
+
+
+def _shown(text: str) -> str:
+    """Without what differs from machine to machine: paths, and ids of runs."""
+    text = re.sub(r"`[^`]*$", "…", re.sub(r"/\S*/\.chaos\S*", "RUN", text))
+    return re.sub(r"\btiny-\d{8}-\d{6}-\w{4}\b", "RUN", text).strip("; ")
 
 
 def _seconds(value: object) -> str:
