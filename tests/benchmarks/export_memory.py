@@ -1,11 +1,12 @@
 """Memory and time of leaving a run: final/ of ranks under ZeRO-3, and the export of a checkpoint by one process.
 
-Memory is the most that a rank allocates beyond what it held before (anonymous pages, so that files mapped into memory
-do not count); time is that of the slowest rank. `whole` gathers all weights on rank 0 first, as exports did before
-ranks wrote together.
+Memory is the most that a rank allocates beyond what it held before, which includes its share of the weights: anonymous
+pages, because those of files that are mapped into memory, as a checkpoint's are, can be dropped at any time. It may be
+one block: the larger of the largest layer and the largest weight outside of layers. Time is that of the slowest rank.
+`whole` gathers all weights on rank 0 first, as exports did before ranks wrote together.
 
-    python tests/benchmarks/export_memory.py --parameters 200 --ranks 1 2 4
-    python tests/benchmarks/export_memory.py --parameters 1000 --ranks 4 --folder /mnt/runs
+    python tests/benchmarks/export_memory.py --parameters 2e8 --ranks 1 2 4
+    python tests/benchmarks/export_memory.py --parameters 1e9 --ranks 4 --precision fp32 --folder /mnt/runs
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from safetensors import safe_open
+
 from shardyard.engine import run
 from shardyard.engine.assemble import assemble
 from shardyard.engine.checkpoint.checkpoint import TrainerState
@@ -32,6 +35,7 @@ from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
+from support.rank_memory import block_bytes
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
@@ -89,9 +93,18 @@ def from_checkpoint(_: Rank, job: Job, folder: Path) -> dict[str, Cost]:
     return {"checkpoint": cost_of(lambda: export_checkpoint(job.folder, None, folder / "exported"))}
 
 
-def recipe_of(corpus: Path, millions: int, ranks: int) -> Recipe:
-    """A decoder of about so many parameters. SGD in bf16 keeps few states beside them."""
-    width = max(64, round((millions * 1e6 / (LAYERS * 12)) ** 0.5 / 64) * 64)
+def sizes_in(folder: Path) -> dict[str, int]:
+    """The bytes of each weight in a model's files."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def recipe_of(corpus: Path, parameters: float, ranks: int, precision: str) -> Recipe:
+    """A decoder of about so many parameters. SGD keeps few states beside them."""
+    width = max(64, round((parameters / (LAYERS * 12)) ** 0.5 / 64) * 64)
     config: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": round(width * 8 / 3 / 64) * 64,
@@ -104,7 +117,7 @@ def recipe_of(corpus: Path, millions: int, ranks: int) -> Recipe:
         corpus,
         family="llama",
         model={"config": config},
-        train={"steps": 1, "precision": "bf16", "micro_batch": 1, "global_batch": ranks},
+        train={"steps": 1, "precision": precision, "micro_batch": 1, "global_batch": ranks},
         optimizer={"name": "sgd", "lr": 0.1},
         schedule={"warmup": 0},
         checkpoint={"every": 1, "shard_size": "100MB"},
@@ -116,24 +129,28 @@ def recipe_of(corpus: Path, millions: int, ranks: int) -> Recipe:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=int, default=200, help="millions")
+    parser.add_argument("--parameters", type=float, default=2e8)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--folder", type=Path, help="where runs are written; default: a temporary folder")
     given = parser.parse_args()
     say = sys.stdout.write
-    say("| ranks | model (MB, bf16) | way | MB a rank | seconds |\n|---|---|---|---|---|\n")
+    say("| ranks | model MB | way | block MB | MB a rank | seconds |\n|---|---|---|---|---|---|\n")
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         folder = Path(scratch)
         corpus = write_corpus(folder)
         for ranks in given.ranks:
-            job = tiny_job(recipe_of(corpus, given.parameters, ranks), folder / str(ranks), world_size=ranks)
+            job = tiny_job(
+                recipe_of(corpus, given.parameters, ranks, given.precision), folder / str(ranks), world_size=ranks
+            )
             found = run_ranks(ranks, leave, job)
             found += run_ranks(1, from_checkpoint, job, folder / str(ranks))
             size = sum(path.stat().st_size for path in job.folder.final.glob("*.safetensors")) / MEGABYTE
+            block = block_bytes(sizes_in(job.folder.final)) / MEGABYTE
             for way in ("together", "whole", "checkpoint"):
                 costs = [rank[way] for rank in found if way in rank]
                 most, slowest = max(cost.megabytes for cost in costs), max(cost.seconds for cost in costs)
-                say(f"| {ranks} | {size:.0f} | {way} | {most:.0f} | {slowest:.1f} |\n")
+                say(f"| {ranks} | {size:.0f} | {way} | {block:.0f} | {most:.0f} | {slowest:.1f} |\n")
                 sys.stdout.flush()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from shardyard import freed_memory
 from shardyard.data.stream.left_out import added
 from shardyard.data.stream.loader import LoaderStats
 from shardyard.engine.assemble import assemble
@@ -70,7 +69,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
     check_precision(precision_of(job.recipe), rank.device)
     torch.set_num_threads(job.recipe.train.threads or job.recipe.cluster.cpus_per_worker or 1)
     if rank.device.type == "cpu":
-        keep_freed_memory()
+        freed_memory.keep()
     mesh = make_mesh(job.plan.mesh, rank)
     job = fix_steps(job, mesh)
     with measured(job, mesh) as watch:
@@ -119,19 +118,6 @@ def slow_bf16(factor: float) -> str:
         f"train.precision is bf16, for which this CPU has no units: a matrix product takes {factor:.0f} times as long "
         "as in fp32. Launch with `-s train.precision=fp32`, or remove train.precision."
     )
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed tensor memory for the next step.
-
-    By default it returns memory to the kernel and gets it back page by page: 9500 page faults per step instead of 400
-    with recipes/gpt/quickstart.yaml, a tenth of the step time. Source: mallopt(3).
-    """
-    trim_threshold, mmap_threshold = -1, -3  # Constants of malloc.h.
-    with contextlib.suppress(OSError, AttributeError):
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(mmap_threshold, 32 << 20)  # The maximum that it accepts.
-        set_option(trim_threshold, 1 << 30)
 
 
 def _log_data_counts(session: Session) -> None:

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.slow
 
 STEPS = """
 import resource, sys, torch
-from shardyard.engine.run import keep_freed_memory
+from shardyard import freed_memory
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    freed_memory.keep()
 def step():
     return len([torch.ones(1 << 20) for _ in range(8)])  # 32 MiB: 8192 pages of 4 KiB, 16 of 2 MiB.
 step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,35 @@ def test_other_precisions_are_rounded_once(tmp_path: Path) -> None:
     start = write_pretrained(tmp_path / "start", "llama")
     change(start, lambda state: {name: one.half() if "norm" in name else one.double() for name, one in state.items()})
     check_same(*both(start, "llama"))
+
+
+STORED = [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_weights_stored_in_8_bits_or_as_integers_are_those_that_transformers_loads(
+    stored: torch.dtype, tmp_path: Path
+) -> None:
+    start = write_pretrained(tmp_path / "start", "llama")
+    least = 0 if stored is torch.uint8 else -100
+
+    def narrowed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        codes = {name: (one * 100).round().clamp(least, 100).to(stored) for name, one in state.items()}
+        assert codes["model.layers.0.mlp.up_proj.weight"].float().unique().numel() > 10
+        return {name: codes[name] if "proj" in name else one for name, one in state.items()}
+
+    change(start, narrowed)
+    check_same(*both(start, "llama"))
+
+
+def test_weights_with_scales_are_not_read_as_if_they_had_none(tmp_path: Path) -> None:
+    start = write_pretrained(tmp_path / "start", "llama")
+    config = json.loads((start / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (start / "config.json").write_text(json.dumps(config))
+    section = Model(family="llama", pretrained=str(start))
+    with pytest.raises(WholeNeededError, match="they are quantised"):
+        construct_in_slices(section, architecture_config(section, vocabulary=257))
 
 
 def test_only_the_rows_of_a_part_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,13 @@ PARTS = ("w1", "w2", "w3")
 _NAMES = (("router.gate.", "gate."), ("router.", "gate."))
 _QWEN2_NAMES = (("shared_experts_gate.", "shared_expert_gate."), ("shared_experts.", "shared_expert."))
 _EXPERT_FILES = "layer_*_expert_*_mp_rank_00_model_states.pt"
+_STACKED = re.compile(r"\.experts\.w[123]$")
 _EXPERT_KEY = re.compile(r"^(?P<name>.+\.experts\.w[123])\.(?P<expert>\d+)$")
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a weight has this name in AutoEP's layers: the experts of a rank, stacked."""
+    return _STACKED.search(name) is not None
 
 
 def parallel_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

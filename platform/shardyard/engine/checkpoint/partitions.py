@@ -7,7 +7,7 @@ trained have parts by name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,32 @@ from shardyard.engine.checkpoint.stored import Stored, in_file
 from shardyard.errors import CheckpointError
 
 
-def partitioned_weights(engine_folder: Path, precision: torch.dtype, read: Callable[[Path], Any]) -> dict[str, Stored]:
+def partitioned_weights(
+    engine_folder: Path,
+    precision: torch.dtype,
+    read: Callable[[Path], Any],
+    *,
+    tensor: int = 0,
+    experts: int = 1,
+    is_spread: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Stored]:
     """The weights of a checkpoint of stage 3 by name.
 
     Args:
         precision: of trained weights; others keep their own.
         read: maps a file of torch into memory.
+        tensor: index of the tensor-parallel rank whose part of split layers is meant.
+        experts: ranks that share the experts of a layer. Consecutive ranks hold consecutive experts, and each group of
+            ranks that hold the same ones partitions them for itself.
+        is_spread: whether a weight of that name is stacked experts [E/experts, …], which become [E, …].
 
     Raises:
         CheckpointError: files of ranks are missing.
     """
-    states = by_rank(engine_folder, "*_model_states.pt", read)
-    flat = [one[OPTIMIZER_STATE_DICT][FP32_FLAT_GROUPS] for one in by_rank(engine_folder, "*_optim_states.pt", read)]
+    files = f"zero_pp_rank_*_mp_rank_{tensor:02d}"
+    states = by_rank(engine_folder, f"{files}_model_states.pt", read)
+    optimizers = by_rank(engine_folder, f"{files}_optim_states.pt", read)
+    flat = [one[OPTIMIZER_STATE_DICT][FP32_FLAT_GROUPS] for one in optimizers]
     if len(states) != len(flat):
         raise CheckpointError(
             f"{engine_folder} has model states of {len(states)} ranks and optimizer states of {len(flat)}; copy the "
@@ -47,17 +61,31 @@ def partitioned_weights(engine_folder: Path, precision: torch.dtype, read: Calla
     first = states[0]
     found = {name: in_file(first["module"][name]) for name in first[BUFFER_NAMES]}
     for name, shape in (first.get(FROZEN_PARAM_SHAPES) or {}).items():
-        parts = [one[FROZEN_PARAM_FRAGMENTS][name] for one in states]
-        found[name] = _stored(Pieces(parts, shape.numel()), torch.empty(shape, dtype=parts[0].dtype, device="meta"))
+        held = [[one[FROZEN_PARAM_FRAGMENTS][name]] for one in states]
+        found[name] = _whole(held, shape, held[0][0].dtype, experts if is_spread(name) else 1)
     begin = 0
     for name, shape in itertools.chain.from_iterable(group.items() for group in first[PARAM_SHAPES]):
-        share = -(-shape.numel() // len(flat))
-        parts = [groups[number][cut] for groups in flat for number, cut in spans(groups, begin, share)]
-        found[name] = _stored(Pieces(parts, shape.numel()), torch.empty(shape, dtype=precision, device="meta"))
+        spread = experts if is_spread(name) else 1
+        share = -(-shape.numel() // (len(flat) // spread))
+        held = [[groups[number][cut] for number, cut in spans(groups, begin, share)] for groups in flat]
+        found[name] = _whole(held, shape, precision, spread)
         begin += share
     aliases: Mapping[str, str] = first["shared_params"]
     return found | {alias: found[name] for alias, name in aliases.items() if name in found}
 
 
+def _whole(held: Sequence[Sequence[Tensor]], shape: torch.Size, precision: torch.dtype, spread: int) -> Stored:
+    """A weight from what each rank holds of it.
+
+    Args:
+        shape: of what `1 / spread` of the ranks hold together: every `spread`-th one, beginning with each of the first.
+    """
+    pieces = [Pieces([part for one in held[first::spread] for part in one], shape.numel()) for first in range(spread)]
+    like = torch.empty((shape[0] * spread, *shape[1:]) if spread > 1 else shape, dtype=precision, device="meta")
+    if spread == 1:
+        return _stored(pieces[0], like)
+    return Stored(like, lambda: torch.cat([one.read(0, one.size, precision) for one in pieces]).view(like.shape))
+
+
 def _stored(pieces: Pieces, like: Tensor) -> Stored:
-    return Stored(like, lambda: pieces.read(0, pieces.size).to(like.dtype).view(like.shape))
+    return Stored(like, lambda: pieces.read(0, pieces.size, like.dtype).view(like.shape))

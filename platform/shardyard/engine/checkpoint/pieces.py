@@ -25,16 +25,17 @@ class Pieces:
         if whole < self.size:
             raise CheckpointError(f"a parameter has {whole} of its {self.size} values in the files")
 
-    def read(self, begin: int, end: int) -> Tensor:
-        """The values from `begin` up to `end`; zeros beyond the last one."""
-        found, at = [], 0
+    def read(self, begin: int, end: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The values from `begin` up to `end`, in a precision or their own; zeros beyond the last one."""
+        own = self._parts[0].dtype if self._parts else torch.float32
+        # Values are converted where they are needed, so that no second copy exists.
+        values, at = torch.zeros(end - begin, dtype=dtype or own), 0
         for part in self._parts:
-            low, high = max(begin - at, 0), min(end, self.size) - at
-            if low < min(high, part.numel()):
-                found.append(part[low:high])
+            low, high = max(begin - at, 0), min(min(end, self.size) - at, part.numel())
+            if low < high:
+                values[at + low - begin : at + high - begin] = part[low:high]
             at += part.numel()
-        values = torch.cat(found) if found else torch.empty(0)
-        return torch.nn.functional.pad(values, (0, end - begin - values.numel()))
+        return values
 
 
 def by_rank(folder: Path, pattern: str, read: Callable[[Path], Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -19,8 +20,10 @@ from shardyard.engine.checkpoint.expert_weights import (
     as_transformers,
     experts_of_files,
     gathered_experts,
+    is_stacked,
     parallel_layers,
 )
+from shardyard.engine.checkpoint.gathering import can_be_sent, sent
 from shardyard.engine.checkpoint.partitions import partitioned_weights
 from shardyard.engine.checkpoint.stored import Stored, in_file
 from shardyard.engine.checkpoint.tensor_files import read_tensors
@@ -28,9 +31,8 @@ from shardyard.engine.deepspeed.quirks import release_parameters
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.parallel.tensor import joined
 from shardyard.errors import CheckpointError
-from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource, on_meta
+from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource
 from shardyard.recipe.tensor_plans import split_dimension
-from shardyard.tracking.run.folder import typed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GATHERED_BYTES = 8 << 20
@@ -57,7 +59,13 @@ class EngineWeights:
         if not self.collective:
             return {name: self._held[name].detach() for name in names}
         found: dict[str, Tensor] = {}
-        for batch in self._batches(names):
+        rest = []
+        for name in names:
+            if name in self._split or name in self._experts or not can_be_sent(self._held[name]):
+                rest.append(name)
+            elif (tensor := sent(self._held[name], keepers, self._mesh.rank)) is not None:
+                found[name] = tensor
+        for batch in self._batches(rest):
             with whole([self._held[name] for name in batch]):
                 found |= self._kept(batch, keepers)
         return found
@@ -160,45 +168,37 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         trust: load checkpoint files that may execute code.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert or tensor
-            parallelism.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     manifest = files.read_manifest(folder)
     parallel, split = manifest.get("expert_parallel", 1), manifest.get("tensor_parallel", 1)
-    if manifest["zero_stage"] == 3 and split > 1:
-        raise CheckpointError(
-            f"{folder} holds layers that are split over {split} ranks in the shards of ZeRO-3, which only those ranks "
-            f"can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes final/ at "
-            "its end"
-        )
-    if manifest["zero_stage"] == 3 and parallel > 1:
-        raise CheckpointError(
-            f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
-            f"ranks can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes "
-            "final/ at its end"
-        )
     damaged = files.damaged_files(folder, manifest, names=_files_with_weights(manifest))
     if damaged:
         raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; use an older checkpoint")
     read = partial(read_tensors, trust=trust, mmap=True)
+    engine = folder / ENGINE_TAG
     if manifest["zero_stage"] == 3:
-        return CheckpointWeights(partitioned_weights(folder / ENGINE_TAG, DTYPES[precision], read))
-    parts = [read(folder / ENGINE_TAG / f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in range(split)]
+        given: Any = {"experts": parallel, "is_spread": is_stacked}
+        parts = [partitioned_weights(engine, DTYPES[precision], read, tensor=rank, **given) for rank in range(split)]
+    else:
+        files_ = [read(engine / f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in range(split)]
+        parts = [{name: in_file(tensor) for name, tensor in one.items()} for one in files_]
     stored = {name: _of_parts(name, [part[name] for part in parts]) for name in parts[0]}
     if parallel > 1:
-        stored |= experts_of_files(folder / ENGINE_TAG, read)
+        if manifest["zero_stage"] < 3:
+            stored |= experts_of_files(engine, read)
         layers = sorted({name.rpartition(".experts.")[0] for name in stored if name.endswith(".experts.w1")})
         derived = as_transformers({name: one.like for name, one in stored.items()}, layers)
         stored = {name: Stored(one.like, partial(_computed, one, stored)) for name, one in derived.items()}
     return CheckpointWeights(stored)
 
 
-def _of_parts(name: str, parts: Sequence[Tensor]) -> Stored:
+def _of_parts(name: str, parts: Sequence[Stored]) -> Stored:
     """A weight of which each tensor-parallel rank has stored its part, or all of it."""
     dim = split_dimension(name)
     if len(parts) == 1 or dim is None:
-        return in_file(parts[0])
-    return Stored(torch.cat([on_meta(part) for part in parts], dim), partial(torch.cat, list(parts), dim))
+        return parts[0]
+    return Stored(torch.cat([part.like for part in parts], dim), lambda: torch.cat([one.read() for one in parts], dim))
 
 
 def _files_with_weights(manifest: files.Manifest) -> list[str]:

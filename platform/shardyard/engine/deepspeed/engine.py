@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from shardyard import freed_memory
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.deepspeed.sharding import fill, shard
@@ -43,6 +44,7 @@ from shardyard.recipe.schema import Adapter, Recipe
 from shardyard.units import format_bytes
 
 
+@freed_memory.returned()
 def start_engine(
     recipe: Recipe,
     plan: RunPlan,

@@ -6,6 +6,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from shardyard import freed_memory
 from shardyard.engine.deepspeed import quirks
 from shardyard.models.slices.sources import Sources
 from shardyard.planning.plan import RunPlan
@@ -44,9 +45,10 @@ def start_frozen(plan: RunPlan, model: nn.Module, sources: Sources) -> nn.Module
         model: without gradients, in evaluation mode.
         sources: of the values of its parameters; emptied.
     """
-    shard(model, sources, plan)
     own = {name: value for name, value in plan.deepspeed.items() if name not in ("optimizer", "expert_parallel")}
-    engine, _, _, _ = deepspeed.initialize(model=model, config=own, dist_init_required=False)
+    with freed_memory.returned():
+        shard(model, sources, plan)
+        engine, _, _, _ = deepspeed.initialize(model=model, config=own, dist_init_required=False)
     engine.eval()
     frozen: nn.Module = engine
     return frozen

@@ -22,8 +22,9 @@ from shardyard.models.quirks import saved_together
 
 INDEX = "model.safetensors.index.json"
 _PATTERN = "model{suffix}.safetensors"
-# Weights are read and written in pieces of at least this size, so that many small ones do not wait for each other.
-PIECE_BYTES = 32 << 20
+# Weights are read and written in pieces of at most this size, or of one weight that is larger: many small ones do not
+# wait for each other, and a rank holds no more at once.
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _pieces(
     def close(file: str) -> None:
         if gathered := waiting.pop(file, None):
             place = (turns[file], written[file], writer[file])
-            written[file] += sum(tensor.nbytes for unit in gathered for tensor in unit.outputs.values())
+            written[file] += sum(map(_nbytes, gathered))
             found.append((place, Piece(tuple(gathered), frozenset({writer[file]}))))
 
     for unit in units:
@@ -120,12 +121,16 @@ def _pieces(
             found.append((place, Piece((unit,), frozenset(writer[file] for file in files))))
             continue
         (file,) = files
-        waiting[file].append(unit)
-        if sum(tensor.nbytes for one in waiting[file] for tensor in one.outputs.values()) >= PIECE_BYTES:
+        if sum(map(_nbytes, (*waiting[file], unit))) > PIECE_BYTES:
             close(file)
+        waiting[file].append(unit)
     for file in list(waiting):
         close(file)
     return [piece for _, piece in sorted(found, key=lambda one: one[0])]
+
+
+def _nbytes(unit: Unit) -> int:
+    return sum(tensor.nbytes for tensor in unit.outputs.values())
 
 
 def units_of(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> list[Unit]:

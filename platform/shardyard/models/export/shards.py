@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shardyard import freed_memory
 from shardyard.models.export.layout import INDEX, Layout, Piece
 from shardyard.models.export.together import until_all
 from shardyard.models.weight_source import Ranks, WeightSource
@@ -170,6 +171,7 @@ def write_shards(folder: Path, layout: Layout, source: WeightSource, ranks: Rank
         OSError, ShardyardError: on all ranks, if one of them cannot write.
     """
     writer = _Writer(folder, layout, ranks.index)
+    freed_memory.give_back()
     try:
         if source.collective:
             _write_together(writer, layout, source, ranks)
@@ -178,6 +180,7 @@ def write_shards(folder: Path, layout: Layout, source: WeightSource, ranks: Rank
         until_all(ranks, partial(writer.is_done, MEETING_SECONDS))
     finally:
         writer.close()
+        freed_memory.give_back()
 
 
 def _write_together(writer: _Writer, layout: Layout, source: WeightSource, ranks: Ranks) -> None:
@@ -187,6 +190,8 @@ def _write_together(writer: _Writer, layout: Layout, source: WeightSource, ranks
         weights = source.read(piece.sources, piece.writers)
         if own:
             writer.start(piece, weights)
+        # Only the writer keeps them, and no longer than it writes.
+        del weights
 
 
 def write_index(folder: Path, layout: Layout, *, parameters: int | None = None) -> None:
