@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from shardyard.models.slices.quirks import Conversion, WholeNeededError
 from shardyard.models.slices.sources import Converted, Stored, whole
 from shardyard.recipe.schema import Model
 from support.pretrained import write_pretrained
+from support.rank_memory import peak_bytes
 
 
 def both(start: Path, family: str, objective: str = "causal_lm", vocabulary: int = 257) -> tuple[Loaded, Loaded]:
@@ -167,6 +169,16 @@ def test_only_the_rows_of_a_part_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     for start, stop, expected in ((0, 24, 24), (7, 11, 6), (6, 12, 6), (8, 10, 2), (9, 10, 1), (5, 13, 18)):
         assert torch.equal(source.part(start, stop, torch.float32), table.flatten()[start:stop])
         assert read.pop() == expected, (start, stop)
+
+
+def test_a_part_of_a_tensor_takes_no_memory_for_the_rest(tmp_path: Path) -> None:
+    shape = torch.Size((4096, 4096))
+    save_file({"one": torch.ones(shape, dtype=torch.bfloat16)}, tmp_path / "file.safetensors")
+    source, size = Stored(tmp_path / "file.safetensors", "one", shape), 2 * math.prod(shape)
+    source.part(0, 10, torch.bfloat16)
+    before = peak_bytes(reset=True)
+    assert source.part(3 * shape.numel() // 4, shape.numel(), torch.bfloat16).sum() == shape.numel() // 4
+    assert peak_bytes() - before < size // 2 + (2 << 20), "a quarter, and a few pages of the file"
 
 
 def test_a_part_of_stacked_experts_reads_these_experts_alone(tmp_path: Path) -> None:

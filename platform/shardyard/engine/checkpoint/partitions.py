@@ -49,7 +49,7 @@ def partitioned_weights(
     Raises:
         CheckpointError: files of ranks are missing.
     """
-    files = f"zero_pp_rank_*_mp_rank_{tensor:02d}"
+    files = f"*zero_pp_rank_*_mp_rank_{tensor:02d}"
     states = by_rank(engine_folder, f"{files}_model_states.pt", read)
     optimizers = by_rank(engine_folder, f"{files}_optim_states.pt", read)
     flat = [one[OPTIMIZER_STATE_DICT][FP32_FLAT_GROUPS] for one in optimizers]

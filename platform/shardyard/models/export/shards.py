@@ -171,16 +171,16 @@ def write_shards(folder: Path, layout: Layout, source: WeightSource, ranks: Rank
         OSError, ShardyardError: on all ranks, if one of them cannot write.
     """
     writer = _Writer(folder, layout, ranks.index)
-    freed_memory.give_back()
-    try:
-        if source.collective:
-            _write_together(writer, layout, source, ranks)
-        else:
-            writer.start_all(source, ranks.index)
-        until_all(ranks, partial(writer.is_done, MEETING_SECONDS))
-    finally:
-        writer.close()
-        freed_memory.give_back()
+    # Memory of a piece that is written is not kept beside that of the next.
+    with freed_memory.returned():
+        try:
+            if source.collective:
+                _write_together(writer, layout, source, ranks)
+            else:
+                writer.start_all(source, ranks.index)
+            until_all(ranks, partial(writer.is_done, MEETING_SECONDS))
+        finally:
+            writer.close()
 
 
 def _write_together(writer: _Writer, layout: Layout, source: WeightSource, ranks: Ranks) -> None:

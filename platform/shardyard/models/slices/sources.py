@@ -17,6 +17,8 @@ from shardyard.models.vocabulary import fill_rows
 
 # Floating-point types from which one rounding gives the same bits as two, over fp32.
 _PLAIN = {"F32", "BF16", "F16"}
+# Elements.
+_READ_AT_ONCE = 1 << 22
 
 
 class Source(Protocol):
@@ -47,15 +49,23 @@ class Stored:
 
     def part(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Elements of the flattened tensor."""
-        # Reading instead of mapping: mapped pages would count as memory of the process until the file is closed.
-        with safe_open(self.file, framework="pt", backend="pread") as file:
+        found = torch.empty(max(0, stop - start), dtype=dtype)
+        for begin in range(start, stop, _READ_AT_ONCE):
+            end = min(stop, begin + _READ_AT_ONCE)
+            found[begin - start : end - start] = self._some(begin, end, dtype)
+        return found
+
+    def _some(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        # safetensors' other backend, `pread`, reads the whole tensor for a slice of it. Mapped pages count as memory of
+        # the process until the file is closed, therefore it is closed after a few.
+        with safe_open(self.file, framework="pt", backend="mmap") as file:
             stored = file.get_slice(self.key)
             values: Tensor = (
                 _elements(stored, self.shape, start, stop) if self.shape else stored[...].reshape(1)[start:stop]
             )
             if stored.get_dtype() not in _PLAIN:
                 values = values.float() if dtype.is_floating_point else values
-        return values.to(dtype)
+            return values.to(dtype, copy=True)
 
 
 def _elements(stored: Any, shape: Sequence[int], start: int, stop: int, before: tuple[int, ...] = ()) -> Tensor:
