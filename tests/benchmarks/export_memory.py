@@ -35,7 +35,7 @@ from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job
 from shardyard.engine.world import Rank
 from shardyard.recipe.schema import Recipe
-from support.rank_memory import block_bytes
+from support.memory.ranks import block_bytes
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 

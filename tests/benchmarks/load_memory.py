@@ -2,7 +2,7 @@
 
 Writes a decoder of about `--parameters` weights in bf16, loads it on `--ranks` gloo ranks, and exports it. The bound is
 a rank's share of all weights and one block: the larger of the largest layer and the largest weight outside of layers.
-`support/rank_memory.py` says what is measured.
+`support/memory/ranks.py` says what is measured.
 
     python tests/benchmarks/load_memory.py --parameters 1e9 --ranks 4
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.rank_memory import make_job, measure
+from support.memory.ranks import make_job, measure
 from support.ranks import run_ranks
 
 SHARD_BYTES = 500 * 10**6

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.rank_memory import make_job, measure
+from support.memory.ranks import make_job, measure
 from support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow

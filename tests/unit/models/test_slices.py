@@ -22,8 +22,8 @@ from shardyard.models.slices import sources
 from shardyard.models.slices.quirks import Conversion, WholeNeededError
 from shardyard.models.slices.sources import Converted, Stored, whole
 from shardyard.recipe.schema import Model
+from support.memory.ranks import peak_bytes
 from support.pretrained import write_pretrained
-from support.rank_memory import peak_bytes
 
 
 def both(start: Path, family: str, objective: str = "causal_lm", vocabulary: int = 257) -> tuple[Loaded, Loaded]:
