@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = """
 import resource, sys, torch
+import shardyard.engine.run  # as a rank has it imported
 from shardyard import freed_memory
 if sys.argv[1] == "keep":
     freed_memory.keep()

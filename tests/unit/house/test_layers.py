@@ -17,6 +17,7 @@ LAYERS = {
     "redaction": -1,
     "errors": 0,
     "units": 0,
+    "freed_memory": 0,
     "imports": 0,
     "replaced": 0,
     "suggest": 0,
