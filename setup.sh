@@ -92,7 +92,7 @@ warn_of_cuda() {
 }
 
 compile() {
-  "$bin/python" -W ignore -m compileall -q -j 0 "$(site)" || true # templates among the files are no Python
+  "$bin/python" -W ignore -m compileall -q -j 0 "$(site)" platform || true # templates among the files are no Python
 }
 
 site() {

@@ -33,7 +33,13 @@ def test_the_collector_rests_while_modules_are_imported(module: str, on: bool) -
         assert gc.get_freeze_count() > frozen
     finally:
         (gc.enable if before else gc.disable)()
-        gc.unfreeze()
+
+
+def test_what_is_there_already_freezes_nothing(module: str) -> None:
+    import_at_once(module)
+    frozen = gc.get_freeze_count()
+    import_at_once(module, "json")
+    assert gc.get_freeze_count() == frozen
 
 
 def test_a_module_that_fails_leaves_the_collector_on(module: str, tmp_path: Path) -> None:
@@ -41,4 +47,3 @@ def test_a_module_that_fails_leaves_the_collector_on(module: str, tmp_path: Path
     with pytest.raises(RuntimeError, match="broken"):
         import_at_once(module)
     assert gc.isenabled()
-    gc.unfreeze()

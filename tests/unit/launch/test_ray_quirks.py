@@ -63,6 +63,17 @@ def test_ray_still_starts_daemons_in_our_group_and_ends_them_by_sigterm() -> Non
     assert "ConsolePopen(" in inspect.getsource(services.start_ray_process)
 
 
+def test_ray_still_starts_an_autoscaler_and_an_api_server_without_a_dashboard() -> None:
+    starts = inspect.getsource(node.Node.start_head_processes) + inspect.getsource(node.Node.start_ray_processes)
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        assert f"self.{name}(" in starts
+        before = getattr(node.Node, name)
+        with quirks.fewest_daemons():
+            assert getattr(node.Node, name) is not before
+        assert getattr(node.Node, name) is before
+    assert "self.all_processes[ray_constants.PROCESS_TYPE_DASHBOARD]" in inspect.getsource(node.Node.start_api_server)
+
+
 _ADDRESS = """
 import os
 from ray._private import services

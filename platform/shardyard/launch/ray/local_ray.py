@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from shardyard.launch.local_cluster.nodes import LOOPBACK, LOOPBACK_ENVIRONMENT
 from shardyard.launch.local_cluster.plan import NO_METRICS
-from shardyard.launch.ray.quirks import one_node
+from shardyard.launch.ray.quirks import fewest_daemons, one_node
 
 # If its head dies, a Ray for one run does not come back: the driver and the ranks end soon instead of after a minute.
 HEAD_SECONDS = 5
@@ -24,11 +24,11 @@ INIT_OPTIONS = {
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """A Ray started inside listens only on 127.0.0.1, requires a token, and exports no metrics.
+    """A Ray started inside listens only on 127.0.0.1, requires a token, exports no metrics, and has few daemons.
 
     Ray's daemons inherit the environment when they start; it is restored afterwards.
     """
-    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}), one_node():
+    with _environment({**LOOPBACK_ENVIRONMENT, **NO_METRICS}), one_node(), fewest_daemons():
         yield
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import ray
 from ray._private import ray_constants, services, utils
+from ray._private.node import Node as HeadNode
 from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
@@ -62,6 +63,23 @@ def daemons_apart() -> AbstractContextManager[None]:
     sets PR_SET_PDEATHSIG).
     """
     return replaced(services, "ConsolePopen", _Apart)
+
+
+@contextmanager
+def fewest_daemons() -> Iterator[None]:
+    """A Ray started inside has neither autoscaler nor API server nor a process that forwards logs, which a run on one
+    machine does not use. Ray starts them even without its dashboard, and waits for the second before it starts its
+    nodes: two seconds of CPU time."""
+
+    def no_api_server(node: Any, **_: Any) -> None:
+        node._webui_url = ""
+
+    with (
+        replaced(HeadNode, "start_monitor", lambda node: None),
+        replaced(HeadNode, "start_log_monitor", lambda node: None),
+        replaced(HeadNode, "start_api_server", no_api_server),
+    ):
+        yield
 
 
 def processes_started_here() -> list[psutil.Process]:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from shardyard.errors import DataError, ShardyardError
+from shardyard.imports import import_at_once
 from shardyard.launch.run.architecture_cache import keep, recall
 from shardyard.objectives.registry import objective_spec
 from shardyard.planning.architecture import Architecture
@@ -218,6 +219,9 @@ def as_fixed(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 
 def _measure(recipe: Recipe) -> Architecture:
+    import_at_once(
+        "shardyard.data.multimodal.placeholders", "shardyard.engine.findings", "shardyard.models.size.measure"
+    )
     from shardyard.data.multimodal.placeholders import own_processor_makes_rows
     from shardyard.engine.findings import find
     from shardyard.models.build import architecture_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -34,9 +35,11 @@ def test_micro_batches_come_in_order_and_are_copied_one_ahead() -> None:
 
 
 @pytest.fixture
-def thawed() -> None:
-    """Nothing is frozen yet, whatever the tests before left behind."""
+def thawed() -> Iterator[None]:
+    """Nothing is frozen yet, but what the tests have imported is so again afterwards."""
     gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.mark.usefixtures("thawed")
