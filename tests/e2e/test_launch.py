@@ -113,7 +113,7 @@ def test_an_evaluation_afterwards_reads_the_held_out_rows_of_the_run(
 
 def test_a_short_trial_scales_everything_and_is_marked(corpus: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, corpus, cluster={"workers": 1}, zero={"stage": 1}, train={"steps": 80})
-    with Command("launch", recipe, "--try", 4, runs=tmp_path / "runs") as command:
+    with Command("launch", recipe, "--try", 4, "--local", runs=tmp_path / "runs") as command:
         code, output = command.finish()
     assert code == 0, output
     info = command.info()
@@ -196,7 +196,7 @@ def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def test_a_second_interrupt_ends_at_once(corpus: Path, tmp_path: Path) -> None:
     """A step that takes minutes: the first Ctrl-C waits for it, the second does not."""
-    recipe = write_recipe(tmp_path, corpus, train={"steps": 20000})
+    recipe = write_recipe(tmp_path, corpus, train={"steps": 20000}, cluster={"workers": 1})
     with Command("launch", recipe, runs=tmp_path / "runs") as command:
         command.wait_for_step(2)
         started = [*command.descendants()]
@@ -319,6 +319,7 @@ def test_after_an_explosion_the_command_that_is_told_goes_on(corpus: Path, tmp_p
         checkpoint={"every": 1, "keep": 8},
         evaluate={"every": 8, "rows": 8},
         sample={"prompts": []},
+        cluster={"workers": 1},
     )
     runs = tmp_path / "runs"
     with Command("launch", recipe, "--until", 3, runs=runs) as command:

@@ -66,7 +66,7 @@ ALONE = (0, 3)
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the same recipe trained: at once on one and on two ranks, and with a break on two."""
+    """Where the same recipe trained: at once on one and on two ranks, and with a break on two at stages that shard."""
 
     alone: Job
     straight: Job
@@ -78,8 +78,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], T
     jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES}
     run_ranks(1, _run_all, [(one.alone, None) for (_, stage), one in jobs.items() if stage in ALONE])
     runs: list[tuple[Job, int | None]] = []
-    for one in jobs.values():
-        runs += [(one.straight, None), (one.broken, 4), (one.broken, None)]
+    for (_, stage), one in jobs.items():
+        runs += [(one.straight, None), *([(one.broken, 4), (one.broken, None)] if stage else [])]
     run_ranks(2, _run_all, runs)
     return jobs
 
@@ -134,7 +134,8 @@ def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], variant
         assert worst < TOLERANCE, f"relative difference {worst:.2e}\n{_curve(job)}\n{reference}"
 
 
-@pytest.mark.parametrize(("variant", "stage"), CASES)
+# What a break could lose of an adapter is the same at stage 0: test_resume has it.
+@pytest.mark.parametrize(("variant", "stage"), [case for case in CASES if case[1] > 0])
 def test_a_break_changes_nothing(trained: dict[tuple[str, int], Trained], variant: str, stage: int) -> None:
     one = trained[variant, stage]
     attempts = map(json.loads, (one.broken.folder.path / "events.jsonl").read_text().splitlines())

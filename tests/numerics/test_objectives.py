@@ -42,7 +42,7 @@ CASES = [(name, stage) for position, name in enumerate(OBJECTIVES) for stage in 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the same recipe trained: at once on one and on two ranks, and with a break on two."""
+    """Where the same recipe trained: at once on one and on two ranks, and with a break on two at stages that shard."""
 
     alone: Job
     straight: Job
@@ -57,9 +57,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES if case[0] in wanted}
     run_ranks(1, _run_all, [(job.alone, job.alone.plan.steps) for (_, stage), job in jobs.items() if stage in ALONE])
     runs = []
-    for job in jobs.values():
+    for (_, stage), job in jobs.items():
         half = job.broken.plan.steps // 2
-        runs += [(job.straight, None), (job.broken, half), (job.broken, None)]
+        runs += [(job.straight, None), *([(job.broken, half), (job.broken, None)] if stage else [])]
     run_ranks(2, _run_all, runs)
     return jobs
 
@@ -111,7 +111,8 @@ def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], objecti
         assert worst < TOLERANCE, f"relative difference {worst:.2e}\n{curve}\n{reference}"
 
 
-@pytest.mark.parametrize(("objective", "stage"), CASES)
+# What a break could lose, of the objective and of its data, is the same at stage 0: test_resume has it.
+@pytest.mark.parametrize(("objective", "stage"), [case for case in CASES if case[1] > 0])
 def test_a_break_changes_nothing(trained: dict[tuple[str, int], Trained], objective: str, stage: int) -> None:
     one = trained[objective, stage]
     assert [event["resumed_step"] for event in _attempts(one.broken)] == [None, one.broken.plan.steps // 2]
