@@ -265,6 +265,11 @@ def step_350m(setting: Setting) -> dict[str, Any]:
     return _steps(setting, "gpt2-355m", micro_batch=16)
 
 
+def step_1500m(setting: Setting) -> dict[str, Any]:
+    """The same for GPT-2 1.5B, of which a GPU of 80 GB holds weights, gradients and states."""
+    return _steps(setting, "gpt2-1.5b", micro_batch=8)
+
+
 def _steps(setting: Setting, name: str, *, micro_batch: int) -> dict[str, Any]:
     """Train on one batch again and again: bf16 weights, their copy in fp32 in the optimizer, as at ZeRO stage 0."""
     import torch
@@ -387,4 +392,5 @@ PARTS = (
     Part("tensors", "a checkpoint's tensors come back to the bit", (), tensors),
     Part("step-124m", "GPT-2 124M: loss, memory against the plan, tokens/s, MFU", _MODEL, step_124m),
     Part("step-350m", "GPT-2 355M: loss, memory against the plan, tokens/s, MFU", _MODEL, step_350m),
+    Part("step-1.5b", "GPT-2 1.5B: loss, memory against the plan, tokens/s, MFU", _MODEL, step_1500m),
 )

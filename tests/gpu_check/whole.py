@@ -133,6 +133,64 @@ def ray(setting: Setting) -> dict[str, Any]:
     }
 
 
+def saving(setting: Setting) -> dict[str, Any]:
+    """Ways to keep fewer activations: the losses of a plain run, less memory, and about what their plans say."""
+    chunk = 16 if setting.rehearses else 1024
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "full": {"activation_checkpointing": "full"},
+        "selective": {"activation_checkpointing": "selective"},
+        "offloaded": {"activation_checkpointing": "full", "offload_activations": True},
+        "chunks": {"logits_chunk": chunk, "mlp_chunk": chunk},
+    }
+    if setting.rehearses:
+        ways = {name: ways[name] for name in ("plain", "chunks")}
+    firsts, found = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, model in ways.items():
+            folder = Path(scratch) / name
+            lines = _train(folder, setting, "fp32" if setting.rehearses else "bf16", 2, model=model)
+            firsts[name] = next(line["train/loss"] for line in lines if "train/loss" in line)
+            if not setting.rehearses:
+                peak = max(line.get("memory/peak_allocated_bytes", 0) for line in lines)
+                found |= {f"{name}_GiB": peak / 2**30, f"{name}_over_plan": peak / _planned(folder)}
+    off = max(abs(first - firsts["plain"]) for first in firsts.values())
+    if off > 3e-2:
+        raise Failed(f"the first losses are {firsts}")
+    for name in ways if not setting.rehearses else ():
+        if name != "plain" and not found[f"{name}_GiB"] < found["plain_GiB"]:
+            raise Failed(f"{name} takes {found[f'{name}_GiB']:.2f} GiB, a plain run {found['plain_GiB']:.2f}")
+        if not 0.5 < found[f"{name}_over_plan"] < 1.15:
+            raise Failed(f"{name} takes {found[f'{name}_over_plan']:.2f} times what its plan says")
+    return {**found, "largest_difference": off}
+
+
+def _planned(folder: Path) -> int:
+    """Bytes of a rank, as the plan of the only run in a folder says when it starts."""
+    (run,) = (folder / "runs").iterdir()
+    return int(json.loads((run / "run.json").read_text())["predicted"]["device_bytes"])
+
+
+def liger(setting: Setting) -> dict[str, Any]:
+    """Liger's kernels in a Llama: the losses of PyTorch's own operations; memory and speed are recorded."""
+    config = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    model = {"family": "llama", "config": config | {"max_position_embeddings": 512}}
+    found: dict[str, Any] = {}
+    losses = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for kernels in ("none", "liger"):
+            lines = _train(Path(scratch) / kernels, setting, "bf16", 2, model={**model, "kernels": kernels})
+            losses[kernels] = [line["train/loss"] for line in lines if "train/loss" in line]
+            found |= {
+                f"{kernels}_tokens_per_second": lines[-1]["perf/tokens_per_second"],
+                f"{kernels}_GiB": lines[-1].get("memory/peak_allocated_bytes", 0) / 2**30,
+            }
+    off = max(abs(mine - plain) for mine, plain in zip(losses["liger"], losses["none"], strict=True))
+    if off > 5e-2:
+        raise Failed(f"losses with Liger are {losses['liger']}, without {losses['none']}")
+    return {**found, "largest_difference": off}
+
+
 def _train(
     folder: Path,
     setting: Setting,
@@ -142,9 +200,10 @@ def _train(
     dropout: float = 0.0,
     until: int | None = None,
     zero: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Metrics of a run in a process of its own; with `until` it pauses there and is resumed."""
-    recipe = _recipe(folder, setting, precision, stage, dropout=dropout, zero=zero)
+    recipe = _recipe(folder, setting, precision, stage, dropout=dropout, zero=zero, model=model)
     pause = ["--until", str(until)] if until else []
     code, output = _shardyard(["launch", str(recipe), "--local", "--runs-dir", str(folder / "runs"), *pause], folder)
     if code != 0:
@@ -170,12 +229,18 @@ def _recipe(
     dropout: float = 0.0,
     steps: int = 8,
     zero: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
 ) -> Path:
     """A recipe of text that comes with Python, for one rank."""
     length, batch = (32, 4) if setting.rehearses else (512, 16)
     fields = {
         "name": "check",
-        "model": {"family": "gpt2", "config": _TINY if setting.rehearses else _WIDE, "dropout": dropout},
+        "model": {
+            "family": "gpt2",
+            "config": _TINY if setting.rehearses else _WIDE,
+            "dropout": dropout,
+            **(model or {}),
+        },
         "data": {
             "sequence_length": length,
             "streams": 4,
@@ -219,5 +284,7 @@ PARTS = (
     Part("zero-fp16", "ZeRO 0 to 3 in fp16", _ALL, zero_fp16),
     Part("resume", "a run with a break is the same to the bit", _ALL, resume),
     Part("offload", "optimizer states on the GPU, in host memory, in files", _ALL, offload),
+    Part("saving", "checkpointing, offloaded activations and chunks against a plain run", _ALL, saving),
+    Part("liger", "Liger's kernels against those of PyTorch", ("liger_kernel", "triton", *_ALL), liger),
     Part("ray", "a launch through Ray on one GPU over NCCL", ("ray", *_ALL), ray),
 )

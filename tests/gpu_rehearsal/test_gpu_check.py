@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "gpu_check" / "run.py"
 BARE = ["device", "losses", "attention", "varlen", "tensors"]
-WITH_TRANSFORMERS = ["optimizers", "step-124m", "step-350m"]
+WITH_TRANSFORMERS = ["optimizers", "step-124m", "step-350m", "step-1.5b"]
 # Packages of Shardyard that a machine lent for a check lacks.
 ABSENT = ("ray", "deepspeed", "datasets", "wandb", "peft", "accelerate", "rich", "typer", "psutil", "pynvml", "PIL")
 HIDE = """
@@ -66,7 +66,9 @@ def test_parts_are_listed_with_what_they_need_and_what_is_missing(tmp_path: Path
     code, output, _ = check("--list", without=("ray", "deepspeed"), folder=tmp_path)
     assert code == 0
     lines = {line.split()[0]: line for line in output.splitlines()}
-    assert set(BARE + WITH_TRANSFORMERS) | {"watch", "doctor", "zero-bf16", "resume", "ray"} <= set(lines)
+    assert set(BARE + WITH_TRANSFORMERS) | {"watch", "doctor", "zero-bf16", "resume", "saving", "liger", "ray"} <= set(
+        lines
+    )
     assert "[not here: ray, deepspeed]" in lines["ray"]
     assert "not here" not in lines["attention"]
 

@@ -215,6 +215,10 @@ def _activations(
     if architecture.flops_per_row is not None:
         tokens = micro_batch * (architecture.tokens_per_row or length)
     kept, model = kept_of(recipe, architecture), recipe.model
+    inner = _inner_of_parts(recipe, architecture, kept, tokens)
+    kept = replace(kept, blocks=kept.blocks - inner * (kept.count or architecture.layers), largest=kept.largest - inner)
+    # One part at a time is computed again, at the end of which its activations and their gradients exist.
+    part = round((1 + BACKWARD) * _block_share(mesh) * inner * min(model.mlp_chunk, tokens))
     scores = kept.pairs * length
     mask = _parameter_bytes(recipe) * tokens * length if recipe.data.isolation == "mask" else 0  # one for all layers
     mode, count = model.checkpointing, kept.count or architecture.layers
@@ -225,7 +229,8 @@ def _activations(
     block = share * (kept.largest + scores / max(1, count))
     blocks = share * (kept.blocks + scores)
     if mode == "none":
-        return round((tokens * (kept.rest + blocks + backward * block) + mask) / mesh.sequence), 0, tokens * block
+        device = tokens * (kept.rest + blocks) + max(tokens * backward * block, part) + mask
+        return round(device / mesh.sequence), 0, tokens * block
     # The logits and their gradients are gone before the first block is recomputed.
     logits, _ = _logits(recipe, architecture, micro_batch)
     there = kept.selected / max(1, count) if mode == "selective" else 0.0
@@ -233,8 +238,17 @@ def _activations(
     stored = kept.rest + recomputed * kept.again(mode) + (1 - recomputed) * blocks
     # Of the offloaded inputs, that of a block in use and one on its way are on the device.
     away = max(0.0, recomputed - 2 / max(1, count)) * kept.inputs if model.offload_activations else 0.0
-    device = tokens * (stored - away) + working + mask
+    device = tokens * (stored - away) + working + mask + part
     return round(device / mesh.sequence), round(tokens * away / mesh.sequence), tokens * block / mesh.sequence
+
+
+def _inner_of_parts(recipe: Recipe, architecture: Architecture, kept: Kept, tokens: int) -> float:
+    """Bytes of each token inside the feed-forward part of a block, if `model.mlp_chunk` computes it in parts: they are
+    kept of one part alone. A gated layer keeps both products, the activation and what it gates, another one two."""
+    layer = architecture.layer
+    if not 0 < recipe.model.mlp_chunk < tokens or layer is None or layer.experts:
+        return 0.0
+    return min(kept.largest, _parameter_bytes(recipe) * layer.mlp_width * (4.0 if layer.gated else 2.0))
 
 
 def _by_formula(architecture: Architecture, width: int) -> Kept:

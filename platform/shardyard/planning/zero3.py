@@ -15,15 +15,18 @@ from shardyard.recipe.schema import Recipe
 def gathered_parameters(recipe: Recipe, architecture: Architecture, mesh: MeshShape) -> int:
     """Weights that are gathered at once, in numbers.
 
-    A weight stays if the next `zero.live_parameters` numbers of the step need it again: those of a block that is being
-    recomputed, and those at the end of the forward pass, where the backward pass begins with them. Others are gathered
-    ahead meanwhile.
+    Weights are gathered ahead, a bucket at each module, until `zero.live_parameters` numbers are; the weight that is
+    needed next is gathered in any case. At the turn from the forward to the backward pass the largest one, the table of
+    the vocabulary, meets as many of the last blocks. Experts of which each rank has its own are never gathered.
     """
-    zero = recipe.zero
+    zero, experts = recipe.zero, architecture.expert_parameters
+    own = architecture.parameters - (experts if _own_experts(mesh) else _elsewhere(experts, mesh))
+    tensor = largest_tensor(architecture, mesh)
+    if _own_experts(mesh) and architecture.largest_tensor_parameters <= architecture.block_experts:
+        tensor = min(tensor, architecture.vocabulary * architecture.hidden_size)
     block = architecture.largest_block_parameters - _elsewhere(architecture.block_experts, mesh)
-    own = architecture.parameters - _elsewhere(architecture.expert_parameters, mesh)
-    kept = max(min(block, zero.live_parameters), zero.live_parameters // 2, largest_tensor(architecture, mesh))
-    return min(own, kept + prefetch_elements(zero, mesh.zero, architecture.trained_parameters))
+    ahead = max(zero.live_parameters, min(block, prefetch_elements(zero, mesh.zero, architecture.trained_parameters)))
+    return min(own, ahead + tensor)
 
 
 def gradient_bytes(recipe: Recipe, architecture: Architecture, mesh: MeshShape) -> tuple[int, int]:
@@ -44,6 +47,11 @@ def largest_tensor(architecture: Architecture, mesh: MeshShape) -> int:
     """Numbers of the largest weight that a rank gathers as a whole."""
     in_experts = architecture.largest_tensor_parameters <= architecture.block_experts
     return architecture.largest_tensor_parameters // (mesh.expert if in_experts else 1)
+
+
+def _own_experts(mesh: MeshShape) -> bool:
+    """Whether no two ranks have the same experts, so that ZeRO shards none of them."""
+    return mesh.expert > 1 and mesh.zero <= mesh.expert
 
 
 def _elsewhere(experts: int, mesh: MeshShape) -> int:

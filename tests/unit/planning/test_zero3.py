@@ -44,10 +44,9 @@ def _wide(parameters: int, block: int, tensor: int) -> Architecture:
     ("model", "gathered"),
     [
         (_wide(100, 10, 4), 100),  # a small model stays gathered
-        (_wide(7000, 200, 50), 500 + 40),  # half of what stays around the turn
-        (_wide(70_000, 860, 235), 860 + 40),  # a block
-        (_wide(70_000, 1800, 600), 1000 + 40),  # of a larger block, what is needed again soon
-        (_wide(700_000, 11_000, 7500), 7500 + 40),  # a stack of experts is gathered as a whole
+        (_wide(7000, 200, 525), 1000 + 525),  # the table of the vocabulary, beside all that is gathered ahead
+        (_wide(70_000, 1800, 600), 1000 + 600),
+        (_wide(700_000, 11_000, 7500), 1000 + 7500),  # a stack of experts is gathered as a whole
     ],
 )
 def test_what_is_gathered_at_once(model: Architecture, gathered: int) -> None:
@@ -56,13 +55,16 @@ def test_what_is_gathered_at_once(model: Architecture, gathered: int) -> None:
 
 def test_fewer_live_parameters_take_less() -> None:
     recipe = _recipe(live_parameters=100 * MILLION)
-    assert gathered_parameters(recipe, _wide(7000, 200, 50), data_mesh(8)) == 140 * MILLION
+    assert gathered_parameters(recipe, _wide(7000, 200, 50), data_mesh(8)) == 150 * MILLION
 
 
 def test_experts_of_other_ranks_are_not_gathered() -> None:
     mesh = replace(data_mesh(8), axes=(("expert_data", 2), ("expert", 4)))
     model = replace(_wide(70_000, 900, 600), expert_parameters=64_000 * MILLION, block_experts=800 * MILLION)
-    assert gathered_parameters(_recipe(live_parameters=0), model, mesh) == (150 + 40) * MILLION
+    assert gathered_parameters(_recipe(live_parameters=0), model, mesh) == (40 + 150) * MILLION
+    # With as many ranks as an expert's group has, nobody else has a part of them.
+    alone = replace(data_mesh(8), axes=(("expert", 8),))
+    assert gathered_parameters(_recipe(), model, alone) == 1_000 * MILLION + model.vocabulary * model.hidden_size
 
 
 def test_a_gradient_larger_than_the_bucket_travels_alone() -> None:

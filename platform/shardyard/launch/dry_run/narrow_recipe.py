@@ -24,10 +24,11 @@ from shardyard.recipe.mesh import mesh_shape
 from shardyard.recipe.schema import Model, Recipe
 from shardyard.units import format_count
 
-TOKENIZER = "bytes"
+# Bytes; rows of other kinds than plain text need tokens such as [MASK] and [PAD], which BERT's tokenizer has.
+TOKENIZERS = {"bytes": 512, "wordpiece-docs-4k": 4096}
+_PLAIN_ROWS = ("packed", "conversations", "preferences")
 LENGTH = 64
 MICRO_BATCH, ACCUMULATION = 2, 2
-LEAST_VOCABULARY = 512
 # By how much a vocabulary shrinks, as the widths do where a family allows it.
 DIVISOR = 64
 _EFFORT = Effort(60.0, 60)
@@ -58,7 +59,8 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     model = for_planning(recipe, runs_dir).model
     whole = architecture_config(model, vocabulary=None)
     rows = getattr(whole.get_text_config(), "vocab_size", None) if spec.text else None
-    vocabulary = max(LEAST_VOCABULARY, (rows or 0) // DIVISOR // 64 * 64)
+    tokenizer = "bytes" if spec.rows in _PLAIN_ROWS or not spec.text else "wordpiece-docs-4k"
+    vocabulary = max(TOKENIZERS[tokenizer], (rows or 0) // DIVISOR // 64 * 64)
     length = min(recipe.data.sequence_length or LENGTH, LENGTH)
     auto = spec.auto_class_of(model.family)
     narrow = narrow_config(whole, auto, vocabulary=vocabulary, positions=length, complete=True, effort=_EFFORT)
@@ -67,11 +69,11 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     if rows is not None:
         given["model"]["config"]["vocab_size"] = narrow.get_text_config().vocab_size = vocabulary
     _weights(given, folder, narrow, auto)
-    if "parallel" in given:
-        given["parallel"] = _axes(recipe, ranks)
     before, after = _size(model, whole, recipe.objective), _size(model, narrow, recipe.objective)
+    if "parallel" in given:
+        given["parallel"] = _axes(recipe, ranks, experts=after.layer.experts if after.layer else 0)
     given["zero"] = {**given.get("zero", {}), **_zero(recipe, model, narrow, after, before)}
-    given |= _short(recipe, given, ranks, length)
+    given |= {**_short(recipe, given, ranks, length), "tokenizer": tokenizer}
     given["data"]["train"] = [made_up_source(recipe.objective, folder)]
     for name in _LEFT_OUT:
         given.pop(name, None)
@@ -87,7 +89,6 @@ def _short(recipe: Recipe, given: Any, ranks: int, length: int) -> dict[str, obj
     micro_batch = min(recipe.train.micro_batch or MICRO_BATCH, MICRO_BATCH)
     return {
         "name": f"{recipe.name}-dry-run",
-        "tokenizer": TOKENIZER,
         "data": {
             **_kept(given["data"], "isolate_documents", "packing", "isolation", "drop_inputs"),
             "sequence_length": length,
@@ -140,15 +141,17 @@ def _zero(
     }
 
 
-def _axes(recipe: Recipe, ranks: int) -> dict[str, int]:
-    """Two ranks along each axis along which the recipe has several, as long as there are so many."""
+def _axes(recipe: Recipe, ranks: int, experts: int) -> dict[str, int]:
+    """Two ranks along each axis along which the recipe has several, as long as there are so many; along `expert` the
+    most that divide ranks and experts."""
     sizes, left = {}, ranks
     for axis in ("tensor", "sequence"):
         sizes[axis] = 2 if getattr(recipe.parallel, axis) > 1 and left % 2 == 0 else 1
         left //= sizes[axis]
+    most = min(left, recipe.parallel.expert)
     return {
         **sizes,
-        "expert": max(size for size in range(1, min(left, recipe.parallel.expert) + 1) if left % size == 0),
+        "expert": max(size for size in range(1, most + 1) if left % size == 0 and experts % size == 0),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ _KEPT = re.compile(
 _DEPTHS = re.compile(r"^(depths|layers_per_stage|num_blocks)$")
 _STAGES = re.compile(r"hidden_sizes|embed_dims?|channels|dims|widths")
 _MOST_DIVIDED = 8
+# Numbers in 16 bytes in bf16.
+_ALIGNED = 8
 # Widths that often stand in a fixed relation to each other.
 _STATES = re.compile(r"rank|state|scalar|channels")
 # Fields that are less than the number of layers.
@@ -82,7 +85,7 @@ class Shrink:
     layers: blocks that remain. widths, heads: divisors. image: height and width of pictures in pixels; None leaves them
     alone. caution: 0 shrinks most; 1 leaves ranks and states alone, 2 the heads, 3 the experts. stages: whether lists
     of blocks and widths shrink. experts: whether experts become fewer, and those that a token is routed to; if
-    not, heads keep filling the width where they do.
+    not, heads keep filling the width where they do, and inner widths are multiples of 8.
     """
 
     layers: int | None
@@ -177,7 +180,9 @@ class Shrink:
             return value
         if self.caution >= 1 and _STATES.search(name):
             return value
-        return _divided(value, self.widths)
+        found = _divided(value, self.widths)
+        # Grouped products of experts take rows of a multiple of 16 bytes.
+        return found if self.experts or "intermediate" not in name else math.ceil(found / _ALIGNED) * _ALIGNED
 
 
 def _heads_fill_the_width(config: Mapping[str, object]) -> bool:
