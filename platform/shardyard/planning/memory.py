@@ -234,7 +234,9 @@ def _activations(
     # The logits and their gradients are gone before the first block is recomputed.
     logits, _ = _logits(recipe, architecture, micro_batch)
     there = kept.selected / max(1, count) if mode == "selective" else 0.0
-    working = max(0.0, ((1 + backward) * block - share * there) * tokens - logits)
+    # So are the activations of the blocks after it, which are not checkpointed.
+    after = (count - 1) % model.activation_checkpointing_interval * block if count else 0.0
+    working = max(0.0, ((1 + backward) * block - share * there - after) * tokens - logits)
     stored = kept.rest + recomputed * kept.again(mode) + (1 - recomputed) * blocks
     # Of the offloaded inputs, that of a block in use and one on its way are on the device.
     away = max(0.0, recomputed - 2 / max(1, count)) * kept.inputs if model.offload_activations else 0.0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from shardyard.planning.architecture import LayerShape
 from shardyard.planning.memory import estimate_memory
 from shardyard.planning.plan import World, fixed, make_plan
 from shardyard.planning.plan_text import rows as plan_rows
@@ -65,3 +69,34 @@ def test_checkpoints_in_host_memory_count_for_the_host() -> None:
     inputs = 2 * 2 * 1024 * 768
     assert moved.offloaded_bytes == 10 * inputs, "of twelve layers, two stay on the device"
     assert held.activations_bytes - moved.activations_bytes == 10 * inputs
+
+
+def test_blocks_after_the_last_checkpointed_one_are_gone_when_it_is_recomputed() -> None:
+    """Of four blocks with an interval of 2, one whole one and one that is recomputed exist then."""
+    four = replace(GPT2, layers=4)
+    recipe = recipe_of(model={"logits_chunk": 1})
+    other = recipe_of(model={"logits_chunk": 1, "activation_checkpointing_interval": 2})
+    plain, full, second = (
+        estimate_memory(one, four, data_mesh(1), micro_batch=8).activations_bytes
+        for one in (recipe, with_recomputed(recipe, Recomputed("full")), with_recomputed(other, Recomputed("full", 2)))
+    )
+    block = 34 * four.hidden_size * 8 * 1024
+    assert second - full == pytest.approx(block, rel=0.1)
+    assert plain > second + block
+
+
+def test_feed_forward_blocks_in_parts_keep_no_inner_activations() -> None:
+    shape = LayerShape(
+        768, 3072, gated=False, rms_norm=False, rotary=False, experts=0, experts_per_token=0, inputs=(1, 1)
+    )
+    model = replace(GPT2, layer=shape)
+
+    def activations(tokens: int) -> int:
+        recipe = recipe_of(model={"mlp_chunk": tokens})
+        return estimate_memory(recipe, model, data_mesh(1), micro_batch=4).activations_bytes
+
+    inner = 2 * 2 * 3072
+    assert activations(4096) == activations(0), "all tokens of a micro-batch are one part"
+    spared = activations(0) - activations(1024)
+    assert spared == pytest.approx(inner * GPT2.layers * 4096, rel=0.1)
+    assert activations(2048) >= activations(1024)
