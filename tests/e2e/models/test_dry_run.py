@@ -19,7 +19,7 @@ ROW = re.compile(
 
 
 def test_a_dry_run_trains_exports_and_compares_memory(tmp_path: Path) -> None:
-    with Command("launch", "gpt/llama2-13b", "--dry-run", "2", runs=tmp_path / "runs") as command:
+    with Command("launch", "gpt/llama2-13b", "--dry-run", "4", runs=tmp_path / "runs") as command:
         code, output = command.finish()
     assert code == 0, output
     assert "dry run of llama2-13b: 2 of 40 layers" in output
