@@ -48,6 +48,8 @@ _OFFERED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _MAIN = ("input_ids", "pixel_values", "input_features")
 # Arguments that do not change the result of a module without a cache. `check_rows` checks where position ids matter.
 _IDLE = frozenset({"use_cache", "return_dict", "position_ids"})
+# The attribute of a block that computes its activations again: the function that does.
+CHECKPOINT_FUNCTION = "checkpoint_function"
 
 
 class ModuleConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -397,7 +399,7 @@ class _CheckpointedBlock(nn.Module):
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return super().__call__(*inputs, **named)
-        function: Any = self.checkpoint_function
+        function: Any = getattr(self, CHECKPOINT_FUNCTION)
         return function(super().__call__, *inputs, **named)
 
 
@@ -412,5 +414,5 @@ def _checkpoint_blocks(built: OutsideModel, reference: str, model: Model) -> Non
     for index, block in enumerate(blocks):
         kind = type(block)
         if is_checkpointed(model, index) and not issubclass(kind, _CheckpointedBlock):
-            block.checkpoint_function = function  # type: ignore[assignment]
+            setattr(block, CHECKPOINT_FUNCTION, function)
             block.__class__ = type(kind.__name__, (_CheckpointedBlock, kind), {})

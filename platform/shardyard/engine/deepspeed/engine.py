@@ -23,9 +23,12 @@ from shardyard.engine.mesh import Mesh
 from shardyard.engine.offload.quirks import keep_in_checkpoints
 from shardyard.engine.offload.start import in_folder, swap_folder
 from shardyard.engine.parallel.quirks import use_groups
+from shardyard.engine.world import ranks_here
+from shardyard.hardware import usable_cores
 from shardyard.models.adapters.adapters import attach, read_outside
 from shardyard.models.adapters.saved import other_base
 from shardyard.models.build import construct, construct_in_slices, construct_pretrained
+from shardyard.models.compiled import compile_blocks, compiled_blocks, use_cache
 from shardyard.models.frozen import DTYPES
 from shardyard.models.initialise import initialise
 from shardyard.models.kernels import use_liger
@@ -34,11 +37,13 @@ from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import Loaded, freeze
 from shardyard.models.slices.quirks import WholeNeededError
 from shardyard.models.vocabulary import Resized
+from shardyard.objectives.registry import objective_spec
 from shardyard.optim.groups import parameter_groups
 from shardyard.optim.lion_adagrad import client_optimizer
 from shardyard.planning.host_memory import read_whole
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.reduction import accumulation_type
+from shardyard.recipe.isolation import is_packed
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Adapter, Recipe
 from shardyard.units import format_bytes
@@ -77,6 +82,8 @@ def start_engine(
         normalise_in_fp32(model)
     if recipe.model.mlp_chunk:
         chunk_mlps(model, recipe.model.mlp_chunk)
+    if recipe.model.compile and recipe.zero.stage == 3:
+        quirks.gather_whole(compiled_blocks(model))
     groups = use_groups(mesh)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
@@ -96,13 +103,21 @@ def start_engine(
     if recipe.zero.stage == 0 and precision_of(recipe) != accumulation_type(recipe):
         quirks.accumulate_in_fp32(engine)
     if recipe.model.compile:
-        engine.compile()
+        _compile(recipe, model, report)
     # `from_pretrained` leaves models in evaluation mode, without dropout and activation checkpointing.
     model.train()
     # Ranks draw different dropout masks, unless they compute the same tokens. The weights above came from separate
     # generators.
     torch.manual_seed(recipe.train.seed + mesh.zero.index)
     return engine
+
+
+def _compile(recipe: Recipe, model: Any, report: Callable[[str], None]) -> None:
+    folder = use_cache(ranks_here=ranks_here(), cores=usable_cores())
+    varying = objective_spec(recipe.objective).text and not is_packed(recipe)
+    count = compile_blocks(model, recipe.model, varying=varying)
+    what = f"{count} blocks are compiled, equal ones once" if count else "the model has no repeated blocks: all of it"
+    report(f"{what}, at the first steps; the code is kept in {folder}")
 
 
 def _gather_what_is_read_outside(model: Any) -> None:

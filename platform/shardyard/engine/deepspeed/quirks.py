@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime import compiler
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
@@ -47,6 +48,13 @@ def compile_no_operation() -> None:
     operations with a compiler is unnecessary as well.
     """
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+
+
+def gather_whole(modules: Sequence[nn.Module]) -> None:
+    """Make ZeRO-3 gather the weights of each of these modules together, by hooks of it alone: hooks of the modules in
+    it would interrupt the code that torch compiles of it."""
+    for module in modules:
+        set_z3_leaf_module(module, True)
 
 
 def import_muon(*, compiled: bool) -> None:
