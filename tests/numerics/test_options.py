@@ -72,6 +72,14 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "bf16-is-near-fp32": ({}, {"train": {"precision": "bf16"}, "zero": {"stage": 1}}, 1e-2),
     # One layer, because compiling takes half a minute for each.
     "compile": ({"model": ONE_LAYER}, {"model": {**ONE_LAYER, "compile": True}, "zero": {"stage": 1}}, 1e-4),
+    "compile-in-shards": (
+        {"model": ONE_LAYER},
+        {
+            "model": {**ONE_LAYER, "compile": True, "activation_checkpointing": "selective", "logits_chunk": 16},
+            "zero": {"stage": 3},
+        },
+        1e-4,
+    ),
 }
 
 

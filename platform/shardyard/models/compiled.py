@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from shardyard.errors import ModelError
 from shardyard.models.checkpointing import Function, checkpoint_function
 from shardyard.models.outside import CHECKPOINT_FUNCTION, blocks_of
 from shardyard.recipe.schema import Model
@@ -34,7 +35,7 @@ def compiled_blocks(model: nn.Module) -> list[nn.Module]:
     return list(_outermost(model)) or list(blocks_of(model))
 
 
-def compile_blocks(model: nn.Module, settings: Model, *, varying: bool) -> int:
+def compile_blocks(model: nn.Module, settings: Model, *, varying: bool, gathered: bool = False) -> int:
     """Compile every block of a model at its first call; returns how many there are. A model without repeated blocks is
     compiled as a whole.
 
@@ -42,11 +43,12 @@ def compile_blocks(model: nn.Module, settings: Model, *, varying: bool) -> int:
         settings: the recipe's section, for its activation checkpointing.
         varying: whether rows of training have several lengths: code is then compiled once for all of them, else once
             for each, which is faster. Evaluation has code for all lengths.
+        gathered: whether ZeRO-3 gathers blocks, and reduces their gradients when that of their input is there.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_COMPILATIONS)
     blocks = compiled_blocks(model)
     for block in blocks:
-        block.forward = _CompiledForward(block.forward, _take_checkpoint(block, settings), varying=varying)
+        block.forward = _CompiledForward(block.forward, _take_checkpoint(block, settings), varying, gathered)
     if not blocks:
         model.compile(dynamic=varying)
     return len(blocks)
@@ -55,8 +57,8 @@ def compile_blocks(model: nn.Module, settings: Model, *, varying: bool) -> int:
 class _CompiledForward:
     """The forward pass of a block: compiled for training and for evaluation; as it is where a text is generated."""
 
-    def __init__(self, plain: Function, recomputing: Function | None, *, varying: bool) -> None:
-        self._plain = plain
+    def __init__(self, plain: Function, recomputing: Function | None, varying: bool, gathered: bool) -> None:
+        self._plain, self._gathered = plain, gathered
         trained = plain if recomputing is None else partial(recomputing, plain)
         # A fixed choice for each use, not torch's switch to dynamic shapes at the second one: which code a shape gets
         # would depend on what came before, and a run that is resumed would differ in its last bits.
@@ -66,8 +68,14 @@ class _CompiledForward:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if any(isinstance(one, Cache) for one in (*inputs, *named.values())):
             return self._plain(*inputs, **named)  # a cache grows with each token, which would be compiled each time
-        run = self._trained if torch.is_grad_enabled() else self._evaluated
-        return run(*inputs, **named)
+        if not torch.is_grad_enabled():
+            return self._evaluated(*inputs, **named)
+        if self._gathered and not any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
+            raise ModelError(
+                "model.compile at ZeRO stage 3 needs blocks whose input has a gradient, which those after frozen "
+                "embeddings lack; set zero.stage to 2, or model.compile to false."
+            )
+        return self._trained(*inputs, **named)
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

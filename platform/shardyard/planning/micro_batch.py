@@ -117,7 +117,7 @@ def _with_chunk(
 
     if given is not None:
         return FittingBatch(micro_batch, given, fits(given), {"logits_chunk": "given by model.logits_chunk"})
-    possible = objective_spec(recipe.objective).vocabulary and not model.compile and model.module is None
+    possible = objective_spec(recipe.objective).vocabulary and model.module is None
     logits = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch).logits_bytes
     too_large = logits > LARGE_LOGITS_BYTES if device is None else not fits(0)
     size = f"the logits of a micro-batch and their gradients take {format_bytes(logits)}"

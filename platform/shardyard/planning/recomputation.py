@@ -33,8 +33,7 @@ def cheapest_first(recipe: Recipe) -> tuple[Recomputed, ...]:
     if recipe.model.activation_checkpointing_interval > 1:
         return (Recomputed("full", recipe.model.activation_checkpointing_interval),)
     full = (Recomputed("full", 4), Recomputed("full", 2), Recomputed("full"))
-    # torch's compiler decides itself what it computes again of a compiled model, and ignores a policy.
-    return full if recipe.model.compile else (Recomputed("selective"), *full)
+    return (Recomputed("selective"), *full)
 
 
 def with_recomputed(recipe: Recipe, chosen: Recomputed) -> Recipe:

@@ -25,7 +25,9 @@ def gathered_parameters(recipe: Recipe, architecture: Architecture, mesh: MeshSh
     if _own_experts(mesh) and architecture.largest_tensor_parameters <= architecture.block_experts:
         tensor = min(tensor, architecture.vocabulary * architecture.hidden_size)
     block = architecture.largest_block_parameters - _elsewhere(architecture.block_experts, mesh)
-    ahead = max(zero.live_parameters, min(block, prefetch_elements(zero, mesh.zero, architecture.trained_parameters)))
+    bucket = prefetch_elements(zero, mesh.zero, architecture.trained_parameters)
+    # A compiled block is gathered whole, whatever the limit.
+    ahead = max(zero.live_parameters, block if recipe.model.compile else min(block, bucket))
     return min(own, ahead + tensor)
 
 

@@ -256,10 +256,11 @@ CONTRADICTIONS = [
         "family: gpt2\n  activation_checkpointing: true\n  config: {use_cache: true",
     ),
     Broken(
-        "chunks-of-a-compiled-model",
-        "model.logits_chunk: takes the output layer out of the model",
+        "offloaded-activations-of-a-compiled-model",
+        "model.offload_activations: keeps inputs of layers outside of what model.compile compiles",
         "family: gpt2\n  config: {n_layer: 2",
-        "family: gpt2\n  compile: true\n  logits_chunk: 64\n  config: {n_layer: 2",
+        "family: gpt2\n  compile: true\n  activation_checkpointing: full\n  offload_activations: true\n"
+        "  config: {n_layer: 2",
     ),
     Broken(
         "vocabulary",

@@ -115,7 +115,7 @@ def start_engine(
 def _compile(recipe: Recipe, model: Any, report: Callable[[str], None]) -> None:
     folder = use_cache(ranks_here=ranks_here(), cores=usable_cores())
     varying = objective_spec(recipe.objective).text and not is_packed(recipe)
-    count = compile_blocks(model, recipe.model, varying=varying)
+    count = compile_blocks(model, recipe.model, varying=varying, gathered=recipe.zero.stage == 3)
     what = f"{count} blocks are compiled, equal ones once" if count else "the model has no repeated blocks: all of it"
     report(f"{what}, at the first steps; the code is kept in {folder}")
 

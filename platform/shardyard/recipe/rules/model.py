@@ -234,8 +234,6 @@ def _logits_chunk(recipe: Recipe) -> Iterator[Finding]:
         yield path, f"does not apply: {recipe.objective} predicts no tokens of a vocabulary; remove it"
     elif recipe.model.module is not None:
         yield path, "needs a family of transformers, whose output layer is known; remove it"
-    elif recipe.model.compile:
-        yield path, "takes the output layer out of the model, which model.compile compiles whole; set one of them"
 
 
 def _settings(recipe: Recipe) -> Iterator[Finding]:
@@ -250,6 +248,9 @@ def _settings(recipe: Recipe) -> Iterator[Finding]:
         for name, usual in (("offload_activations", False), ("activation_checkpointing_interval", 1)):
             if getattr(model, name) != usual:
                 yield ("model", name), "needs model.activation_checkpointing selective or full; set it, or remove this"
+    if model.compile and model.offload_activations and model.checkpointing != "none":
+        why = "keeps inputs of layers outside of what model.compile compiles, with the weights among them"
+        yield ("model", "offload_activations"), f"{why}; set one of them to false"
     if model.attention == "varlen" and model.compile:
         yield ("model", "attention"), "varlen goes through the documents of a row, which model.compile cannot; use sdpa"
     if model.logits_chunk:

@@ -118,7 +118,11 @@ class Model(Section):
         "tokens",
         ge=0,
     )
-    compile: bool = described(False, "Compile the model with torch.compile; needs a C++ compiler.")
+    compile: bool = described(
+        False,
+        "Compile each block of the model with torch.compile, equal blocks once; needs a C++ compiler. The code is kept "
+        "for later runs (docs/large/compile.md).",
+    )
     freeze: list[str] = described(
         [], "Names of parameters that are not trained, such as model.vision_tower.*; * matches any text."
     )
