@@ -16,10 +16,12 @@ from shardyard.engine.profiling.spans import span
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, StepUnderway, start_step
+from shardyard.engine.watch.quirks import watch_compilation
 from shardyard.errors import ShardyardError
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
+from shardyard.tracking.watch.beat import BEAT, HOOK
 
 Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
 # The flag that rank 0 adds to the sum over ranks, by kind of stop request.
@@ -50,6 +52,7 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
         return stopped
     left = session.plan.steps - done
+    watch_compilation()
     profiler = StepProfiler(
         session.recipe, session.plan, session.folder, session.mesh, left=left, report=session.notice
     )
@@ -66,14 +69,23 @@ def _train_on(
         if session.stopped_early:
             break
         with profiler.step(step):
+            if session.plan.stage_at(step) != session.plan.stage_at(step - 1):
+                # What a stage changes takes longer at first, such as shapes that kernels have not seen.
+                BEAT.forget_steps()
+            BEAT.begin_step(step)
+            session.limits.in_step()
             underway.append(_begin(session, step, underway))
             garbage.after(step)
             stop = _take_due(session, underway, 0 if step == until else session.steps_ahead(step))
+            BEAT.end_step()
         outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
-            session.checkpoint.save(step)
+            session.limits.beside_step()
+            with span(f"{HOOK}checkpoint"):
+                session.checkpoint.save(step)
             return outcome
     _take_due(session, underway, 0)
+    session.limits.beside_step()
     return "finished"
 
 

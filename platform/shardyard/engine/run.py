@@ -36,6 +36,7 @@ from shardyard.recipe.precision import precision_of
 from shardyard.tracking.metrics.record import StepRecord, evaluation_of
 from shardyard.tracking.run.events import DataRead, Finished, Notice
 from shardyard.tracking.run.folder import read_metrics, typed
+from shardyard.tracking.watch.beat import BEAT
 from shardyard.units import format_bytes, parse_bytes
 
 OnStep = Callable[[int, dict[str, float]], object]
@@ -88,11 +89,12 @@ def _run(job: Job, mesh: Mesh, on_step: OnStep | None, watch: Watch) -> Outcome:
         if rank.device.type == "cpu" and precision_of(job.recipe) == "bf16" and bf16_units(read_cpuinfo()) == "":
             session.event_log.event(Notice(text=slow_bf16(bf16_factor())))
         outcome = train(session, until=job.until)
-        _log_data_counts(session)
-        if outcome == "finished":
-            _finish(session)
-        # No rank exits while another still communicates with it.
-        distributed.barrier()
+        with BEAT.part("end"):
+            _log_data_counts(session)
+            if outcome == "finished":
+                _finish(session)
+            # No rank exits while another still communicates with it.
+            distributed.barrier()
         ended = outcome
         return outcome
     finally:

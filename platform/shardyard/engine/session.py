@@ -26,6 +26,7 @@ from shardyard.engine.mesh import Mesh
 from shardyard.engine.offload.quirks import remove_files
 from shardyard.engine.row_use import RowUse
 from shardyard.engine.transfer import Copies
+from shardyard.engine.watch.limits import CollectiveLimits
 from shardyard.errors import CheckpointError, TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
@@ -36,6 +37,7 @@ from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
 from shardyard.tracking.run.events import Attempt, Notice
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.watch.beat import BEAT, HOOK
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Session:
         self.recorder = RecordHook(
             self.tracker, self.machine, record_every=self.plan.record_every, last=self.plan.steps
         )
+        self.limits = CollectiveLimits(self.recipe.cluster.network.timeout, alone=self.mesh.world.size == 1)
         self.statistics = RunningStatistics(self.engine.module, self.mesh.data)
 
     @property
@@ -136,7 +139,10 @@ class Session:
         try:
             for hook in self.hooks:
                 if hook.due(record.step, self.last_step(record.step)):
-                    hook.on_step(record)
+                    if not hook.may_lag:
+                        self.limits.beside_step()
+                    with BEAT.part(f"{HOOK}{hook.name}"):
+                        hook.on_step(record)
         finally:
             self.recorder.on_step(record)
 

@@ -20,6 +20,7 @@ from shardyard.tracking.run.events import (
     Evaluated,
     Event,
     Finished,
+    Hang,
     Length,
     Notice,
     OtherEvent,
@@ -27,6 +28,7 @@ from shardyard.tracking.run.events import (
     Recovered,
     SourcesExhausted,
     StageBegun,
+    Straggler,
     Waiting,
     WandbStatus,
 )
@@ -68,6 +70,10 @@ def describe(event: Event) -> str:
         case WandbStatus():
             # The folder of an offline run is named at the end, with the command that uploads it.
             return f"W&B {event.mode}: {event.url}" if event.url else f"W&B {event.mode}"
+        case Hang():
+            return f"the run hangs: {event.text}{f'; {event.report}' if event.report else ''}"
+        case Straggler():
+            return _straggler(event)
         case Finished():
             return f"finished at step {event.step}"
         case Placed():
@@ -157,6 +163,15 @@ def _attempt(event: Attempt) -> str:
     if event.number > 1:
         return f"restart: attempt {event.number} {size}{source or ' from the beginning'}"
     return f"training {size}{source}"
+
+
+def _straggler(event: Straggler) -> str:
+    """`rank 1 on h2 is slow: 2.3 times the others' own time, mostly in data (0.61 s a step, others 0.02 s)`."""
+    factor = f"{event.factor:.1f} times the others' own time" if event.factor is not None else "slower than the others"
+    seconds = ""
+    if event.part_seconds is not None and event.others_seconds is not None:
+        seconds = f" ({event.part_seconds:.3g} s a step, others {event.others_seconds:.3g} s)"
+    return f"rank {event.rank} on {event.host} is slow: {factor}, mostly in {event.part}{seconds}"
 
 
 def _causes(event: AttemptFailed) -> str:

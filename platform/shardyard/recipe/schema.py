@@ -15,7 +15,7 @@ from shardyard.recipe.renamed import with_current_names
 from shardyard.recipe.sections.adapter import Adapter
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.chat import Chat
-from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm
+from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm, Watchdog
 from shardyard.recipe.sections.data import Data, Masking, OnError, Order, Source
 from shardyard.recipe.sections.media import Audio, Image
 from shardyard.recipe.sections.mixture import Stage
@@ -98,6 +98,7 @@ __all__ = [
     "Tracking",
     "Train",
     "Wandb",
+    "Watchdog",
     "Zero",
     "described",
 ]

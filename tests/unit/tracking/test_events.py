@@ -28,6 +28,7 @@ from shardyard.tracking.run.events import (
     EventTail,
     EventWriter,
     Finished,
+    Hang,
     Length,
     Notice,
     OtherEvent,
@@ -35,6 +36,7 @@ from shardyard.tracking.run.events import (
     Recovered,
     SourcesExhausted,
     StageBegun,
+    Straggler,
     Waiting,
     WandbStatus,
     event_of,
@@ -95,6 +97,16 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
         ),
     ),
     "recovered": ("notice", Recovered(time=1.0, step=21, seconds=4.5, phases={"imports": 2.5}, spares=True)),
+    "hang": (
+        "error",
+        Hang(
+            time=1.0, step=5, seconds=12.5, ranks=(1,), text="rank 1 is stopped", report="hangs/x/report.txt", table="t"
+        ),
+    ),
+    "straggler": (
+        "warning",
+        Straggler(time=1.0, rank=1, host="h1", part="data", factor=2.5, part_seconds=0.5, others_seconds=0.1),
+    ),
     "notice": ("notice", Notice(time=1.0, text="starting 2 Ray workers")),
 }
 # Lines as earlier versions wrote them, and as they are read.

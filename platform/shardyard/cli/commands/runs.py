@@ -18,6 +18,7 @@ from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.predicted import compared, measured
 from shardyard.tracking.run.summary import Summary, curve, summarize
+from shardyard.tracking.watch import report
 
 _COLUMNS = ("run", "state", "step", "loss", "eval loss", "age")
 # A curve requires reading the run's metrics, so only a screenful is drawn.
@@ -86,7 +87,9 @@ def _show(run: RunFolder, as_json: bool) -> None:
     if as_json:
         found = profile.read(run)
         profiled = {} if found is None else {"profile": asdict(found)}
-        _print_json({**info.raw, **asdict(summary), "measured": asdict(measured(run)), **profiled})
+        hang = report.newest(run.path)
+        hung = {} if hang is None else {"hang": {"path": str(hang[0]), "text": hang[1]}}
+        _print_json({**info.raw, **asdict(summary), "measured": asdict(measured(run)), **profiled, **hung})
         return
     provenance = info.provenance
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
@@ -112,6 +115,9 @@ def _show(run: RunFolder, as_json: bool) -> None:
     output.print_table(("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")])
     if (found := profile.read(run)) is not None:
         output.line("\n".join(["", *profile.lines(found)]))
+    if (hang := report.newest(run.path)) is not None:
+        path, text = hang
+        output.line("\n".join(["", f"newest hang ({path}):", *(f"  {line}".rstrip() for line in text.splitlines())]))
     if output.is_terminal() and (points := curve(run)):
         lines = plot(points, min(100, output.width()), 12, ascii_only=not output.has_utf8())
         output.line("\n".join(["", "train/loss", *lines]))

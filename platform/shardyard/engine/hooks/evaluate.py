@@ -23,6 +23,7 @@ from shardyard.engine.sums import Sums, sum_over_ranks
 from shardyard.objectives.base import Measured, Objective, Totals
 from shardyard.tracking.metrics.record import StepRecord, eval_loss
 from shardyard.tracking.run.events import Evaluated
+from shardyard.tracking.watch.beat import BEAT
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def _measure(
                 counts = {term: counts[term] + count for term, count in targets.items()}
                 each.append((measured, targets))
             sums.add(measured)
+            BEAT.alive()
     return sums, counts, [_on_host(measured, targets) for measured, targets in each]
 
 
@@ -152,6 +154,7 @@ def _collect(
             batch = to_device(held_out.pick(rows or [0]), device)
             collected = objective.collect(inner, batch, synchronised=synchronised)
             found += zip(rows, collected, strict=False)
+            BEAT.alive()
     return found
 
 

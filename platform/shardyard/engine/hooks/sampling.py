@@ -15,6 +15,7 @@ from shardyard.engine.mesh import Mesh
 from shardyard.recipe.schema import Sample
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import Notice
+from shardyard.tracking.watch.beat import BEAT
 
 
 class SampleHook(Hook):
@@ -63,6 +64,7 @@ class SampleHook(Hook):
                         together=together,
                     )
                     self._events.sample(record.step, prompt, text)
+                    BEAT.alive()
         finally:
             self._engine.train()
 

@@ -61,7 +61,7 @@ class StepProfiler:
         self._seen += 1
         if self._seen == self._skipped + 1:
             self._start()
-        with spans.span(spans.STEP):
+        with spans.whole_step():
             yield
         if self._seen == self._skipped + self._wanted:
             self._finish(step)

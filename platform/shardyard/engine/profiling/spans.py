@@ -1,11 +1,13 @@
-"""Named parts of a step in the profiler's trace; they cost nothing while no step is profiled."""
+"""Named parts of a step: in the rank's beat, and in the profiler's trace while steps are profiled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from torch.profiler import record_function
+
+from shardyard.tracking.watch.beat import BEAT
 
 # Precedes the names in the trace.
 PREFIX = "shardyard."
@@ -14,8 +16,18 @@ _state = {"recording": False}
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """Context whose time has this name in the trace."""
-    return record_function(f"{PREFIX}{name}") if _state["recording"] else nullcontext()
+    """Context whose time has this name in the beat and the trace."""
+    if not _state["recording"]:
+        return BEAT.part(name)
+    both = ExitStack()
+    both.enter_context(BEAT.part(name))
+    both.enter_context(record_function(f"{PREFIX}{name}"))
+    return both
+
+
+def whole_step() -> AbstractContextManager[object]:
+    """Context of a profiled step in the trace."""
+    return record_function(f"{PREFIX}{STEP}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from shardyard.launch.ray.network import to_forward
 from shardyard.launch.ray.places import Member, parted_groups, places_of
 from shardyard.launch.ray.rank_actor import Setup
 from shardyard.launch.ray.ready import Ready
+from shardyard.launch.ray.watchdog import RanksHungError, Watchdog
 from shardyard.launch.ray.worker_group import NotPlacedError, WorkerGroup, WorkersFailedError
 from shardyard.launch.run.recovery import Failure
 from shardyard.planning.placement import ANYWHERE, Demand, Placement, demand_of
@@ -127,7 +128,9 @@ def attempt(
     )
     spares = kept is not None and job.recipe.cluster.spares and job.recipe.cluster.max_failures > 0
     stopped = lambda: job.folder.stop_requested() is not None  # noqa: E731
-    group = WorkerGroup(demand, placement, setup, stopped, spares=spares)
+    cluster = job.recipe.cluster
+    watchdog = Watchdog(cluster.watchdog, job.folder, cluster.network.timeout)
+    group = WorkerGroup(demand, placement, setup, stopped, spares=spares, watchdog=watchdog)
     return _attempt(job, demand, group, group.place, on_placed, kept)
 
 
@@ -151,13 +154,11 @@ def _attempt(
     except HardwareError as error:
         group.close(gently=False)
         return Failure({str(error): ()}, permanent=True)
+    except RanksHungError as error:
+        _leave(job, demand, group, kept)
+        return Failure({error.message: error.ranks}, permanent=False)
     except WorkersFailedError as error:
-        if kept is None:
-            group.close(gently=False)
-        else:
-            kept.note(failed=time.time(), last_step=_last_step(job))
-            kept.keep(group, job, demand)
-            kept.note(ended=time.time())
+        _leave(job, demand, group, kept)
         return failure_of(error.errors, (lambda rank, text: _death(job, rank, text, killed)) if error.ranked else None)
     except BaseException:
         group.close(gently=False)
@@ -172,6 +173,16 @@ def _last_step(job: Job) -> float:
     with contextlib.suppress(OSError):
         return job.folder.metrics.stat().st_mtime
     return time.time()
+
+
+def _leave(job: Job, demand: Demand, group: WorkerGroup, kept: Kept | None) -> None:
+    """End the ranks of a failed attempt; their places may be kept for the next one."""
+    if kept is None:
+        group.close(gently=False)
+        return
+    kept.note(failed=time.time(), last_step=_last_step(job))
+    kept.keep(group, job, demand)
+    kept.note(ended=time.time())
 
 
 def _log_placement(job: Job, demand: Demand, members: Sequence[Member], ready: Sequence[Ready]) -> None:

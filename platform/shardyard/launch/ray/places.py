@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardyard.tracking.run.info import Place
+from shardyard.tracking.watch.beat import Handle
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Member:
     gpus: ids of the GPUs that Ray gave it.
     port: for the other ranks to join it if it becomes rank 0.
     threads: OMP_NUM_THREADS of its process, which Ray sets by the cores that it gives; "" if it is not set.
+    beat: how processes of its host read what it does.
     """
 
     node: str
@@ -26,6 +28,7 @@ class Member:
     gpus: tuple[str, ...]
     port: int
     threads: str = ""
+    beat: Handle | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from shardyard.launch.ray.process_group import join_process_group, leave_process
 from shardyard.launch.ray.ready import HEAVY, Ready, import_ahead, make_ready, outlive_sigterm
 from shardyard.launch.run.output import redirect_output
 from shardyard.recipe.schema import Network
+from shardyard.tracking.watch.beat import BEAT
 
 if TYPE_CHECKING:
     from shardyard.engine.loop import Outcome
@@ -65,6 +67,7 @@ class RankWorker:
         os.environ.update(setup.private)
         self._setup = setup
         self._environment = dict(os.environ)
+        BEAT.clear()
         context = ray.get_runtime_context()
         self._address = get_node_ip_address()
         self._listening, port = open_port(self._address, world_size)
@@ -77,6 +80,7 @@ class RankWorker:
             tuple(map(str, gpus)),
             port,
             os.environ.get("OMP_NUM_THREADS", ""),
+            BEAT.open(),
         )
 
     def load(self) -> None:
@@ -162,6 +166,7 @@ class RankWorker:
 
         outcome = train_job(job, self._seat)
         _note(self._seat, outcome)
+        BEAT.enter("end", time.monotonic())
         return outcome
 
     def leave(self) -> None:

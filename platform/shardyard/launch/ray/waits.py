@@ -26,23 +26,30 @@ class Answers(Generic[T]):
 
 
 def gather(
-    calls: Sequence[Any], *, limit: float | None = None, stopped: Callable[[], bool] | None = None
+    calls: Sequence[Any],
+    *,
+    limit: float | None = None,
+    stopped: Callable[[], bool] | None = None,
+    look: Callable[[], None] | None = None,
 ) -> Answers[Any]:
     """The results of calls, in order of completion: all of them, or those that end soon after one has failed.
 
     Args:
         limit: seconds after which the wait ends.
         stopped: checked every second; once it is true, the wait ends.
+        look: called every second until a call has failed; what it raises ends the wait too.
     """
     answers: Answers[Any] = Answers()
     number = {call: index for index, call in enumerate(calls)}
     until = None if limit is None else time.monotonic() + limit
     while number:
         left = None if until is None else max(0.0, until - time.monotonic())
-        poll = left if stopped is None else min(STOP_POLL_SECONDS, math.inf if left is None else left)
+        poll = left if stopped is None and look is None else min(STOP_POLL_SECONDS, math.inf if left is None else left)
         ended, _ = ray.wait(list(number), timeout=poll)
         if not ended and (poll == left or (stopped is not None and stopped())):
             break
+        if look is not None and not answers.errors:
+            look()
         for call in ended:
             index = number.pop(call)
             try:

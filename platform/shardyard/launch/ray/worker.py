@@ -6,14 +6,14 @@ import pickle
 import socket
 import textwrap
 import traceback
-from datetime import timedelta
 
 import torch
-from torch.distributed import distributed_c10d
 
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
 from shardyard.engine.run import run_rank
+from shardyard.engine.watch.quirks import limit_collectives, record_collectives
+from shardyard.engine.watch.trace import answer_questions
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError, UnavailableError
 from shardyard.launch.ray.places import Seat
@@ -36,6 +36,8 @@ def train_job(pickled: bytes, seat: Seat) -> Outcome:
     rank = Rank(
         rank=seat.rank, world_size=seat.world_size, local_rank=seat.local_rank, device=torch.device(seat.device)
     )
+    record_collectives()
+    answer_questions()
     try:
         limit_collectives(job.recipe.cluster.network.timeout)
         return run_rank(job, rank, on_step=lambda step, _: steps.append(step))
@@ -51,14 +53,6 @@ def rank_error(error: Exception, *, stepped: bool) -> RankError:
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
     return RankError(text, permanent=isinstance(error, ShardyardError) and not isinstance(error, UnavailableError))
-
-
-def limit_collectives(seconds: float) -> None:
-    """Set the timeout of collectives, also for groups that DeepSpeed later creates without a timeout."""
-    limit = timedelta(seconds=seconds)
-    distributed_c10d.default_pg_timeout = limit
-    distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
-    distributed_c10d._set_pg_timeout(limit)
 
 
 def _one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from shardyard.launch.ray.places import Member, rank_order, seats_of
 from shardyard.launch.ray.rank_actor import RankWorker, Setup
 from shardyard.launch.ray.ready import Ready
 from shardyard.launch.ray.waits import STOP_POLL_SECONDS, Answers, gather
+from shardyard.launch.ray.watchdog import Watchdog
 from shardyard.planning.placement import Demand, Placement
 from shardyard.tracking.run.waiting import Wait
 
@@ -63,7 +64,8 @@ class WorkerGroup:
     """The ranks of one job, or of several consecutive ones; ended with the block.
 
     stopped: whether a stop is requested; checked until the ranks train. spares: whether further processes wait to
-    take the places of the ranks. times: when it had reached what, in seconds since 1970.
+    take the places of the ranks. watchdog: looks after these.
+    times: when it had reached what, in seconds since 1970.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class WorkerGroup:
         stopped: Callable[[], bool] = lambda: False,
         *,
         spares: bool = False,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._demand = demand
         self._placement = placement
         self._setup = setup
         self._stopped = stopped
+        self._watchdog = watchdog
         self._workers: list[Any] = []
         self._bundles: Any = None
         self._members: list[Member] = []
@@ -119,6 +123,7 @@ class WorkerGroup:
         self._order = rank_order(members)
         self._workers = [workers[index] for index in self._order]
         self._members = [members[index] for index in self._order]
+        self._watch()
         self.times["placed"] = time.time()
         return self._members
 
@@ -147,6 +152,7 @@ class WorkerGroup:
             spares.close()
             raise NotPlacedError
         self._workers, self._members = taken
+        self._watch()
         self.times["placed"] = time.time()
         return self._members
 
@@ -156,6 +162,7 @@ class WorkerGroup:
         Raises:
             HardwareError: a host lacks hardware that the recipe requires.
             NotPlacedError: a stop is requested.
+            RanksHungError: they hang, and were ended.
             WorkersFailedError: some failed.
         """
         if bare := self._without_device(members):
@@ -183,6 +190,7 @@ class WorkerGroup:
         """Run a pickled job on all ranks; returns its outcome.
 
         Raises:
+            RanksHungError: they hang, and were ended.
             WorkersFailedError: some failed.
         """
         shared = ray.put(job)
@@ -197,6 +205,8 @@ class WorkerGroup:
 
     def close(self, *, gently: bool) -> None:
         """End the workers and free their resources; `gently`: they leave their process group first."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         if gently and self._workers:
             gather([worker.leave.remote() for worker in self._workers], limit=PARTING_SECONDS)
         self.end_ranks()
@@ -207,6 +217,10 @@ class WorkerGroup:
             with contextlib.suppress(RayError):
                 remove_placement_group(self._bundles)
             self._bundles = None
+
+    def _watch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.begin(self._members)
 
     def _options(self, index: int) -> dict[str, Any]:
         bundle = self._demand.bundle
@@ -230,7 +244,9 @@ class WorkerGroup:
         return list(dict.fromkeys(member.host for member in members if self._setup.gpu and not member.gpus))
 
     def _of_all(self, calls: list[Any], stopped: Callable[[], bool] | None = None) -> list[Any]:
-        answers: Answers[Any] = gather(calls, stopped=stopped)
+        answers: Answers[Any] = gather(
+            calls, stopped=stopped, look=self._watchdog.poll if self._watchdog is not None else None
+        )
         if answers.errors:
             raise WorkersFailedError(answers.errors, ranked=True)
         if len(answers.values) < len(calls):

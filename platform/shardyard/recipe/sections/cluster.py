@@ -19,7 +19,41 @@ class Network(Section):
         "auto", "auto leaves InfiniBand, RoCE and EFA to NCCL; off makes it use TCP (NCCL_IB_DISABLE=1)."
     )
     timeout: float = described(
-        1800.0, "Timeout of a collective operation, after which the attempt fails.", "seconds", gt=0.0
+        1800.0,
+        "Timeout of a collective operation, after which the attempt fails. Within steps a shorter one follows from "
+        "their measured time.",
+        "seconds",
+        gt=0.0,
+    )
+
+
+class Watchdog(Section):
+    """Watching the ranks from outside (docs/reliability/hangs.md)."""
+
+    hangs: Literal["restart", "report", "off"] = described(
+        "restart",
+        "What follows when ranks hang: a report and a restart as after a failure (cluster.max_failures), a report "
+        "alone, or nothing, without watching.",
+    )
+    hang_seconds: float = described(
+        10.0,
+        "A rank hangs in a step after this long without progress, or after 5 times the 99th percentile of recent steps "
+        "if that is longer.",
+        "seconds",
+        gt=0.0,
+    )
+    idle_seconds: float = described(
+        300.0,
+        "The same between steps and at the start (loading, evaluation, checkpoint) while no rank computes, reads or "
+        "writes; ranks that do may take cluster.network.timeout.",
+        "seconds",
+        gt=0.0,
+    )
+    data_seconds: float = described(
+        900.0, "Longest wait of a rank for a batch; keep it above data.retry_seconds.", "seconds", gt=0.0
+    )
+    straggler_factor: float = described(
+        1.5, "A rank is named as slow if its own work takes this many times as long as that of the others.", gt=1.0
     )
 
 
@@ -121,6 +155,7 @@ class Cluster(Section):
         "memory, and imports only where 2 GiB are free.",
     )
     network: Network = described(Network(), "How ranks reach each other.")
+    watchdog: Watchdog = described(Watchdog(), "When ranks count as hanging or slow, and what follows.")
     slurm: Slurm = described(Slurm(), "Settings of jobs under Slurm.")
     kubernetes: Kubernetes = described(Kubernetes(), "Settings of jobs under KubeRay.")
 

@@ -328,6 +328,35 @@ class Recovered(Event):
     spares: bool = False
 
 
+@_registered("hang", "error")
+@dataclass(frozen=True, kw_only=True)
+class Hang(Event):
+    """Ranks make no progress. seconds: since the last sign of it. ranks: that the others wait for. text: what happened,
+    in one line. report: path of the whole report in the run folder, "" if it could not be written; table: its text.
+    """
+
+    step: int | None = None
+    seconds: float | None = None
+    ranks: tuple[int, ...] = ()
+    text: str = ""
+    report: str = ""
+    table: str = ""
+
+
+@_registered("straggler", "warning")
+@dataclass(frozen=True, kw_only=True)
+class Straggler(Event):
+    """A rank takes `factor` times as long as the others for its own work, mostly for `part` of the step:
+    `part_seconds` a step, where the others take `others_seconds`."""
+
+    rank: int | None = None
+    host: str = ""
+    part: str = ""
+    factor: float | None = None
+    part_seconds: float | None = None
+    others_seconds: float | None = None
+
+
 @_registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):

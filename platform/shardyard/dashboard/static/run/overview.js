@@ -359,7 +359,15 @@ function happened(event) {
     "li",
     { class: `event event-${wrong ? "wrong" : turn ? "turn" : "usual"}` },
     h("span.when", {}, moment(event.time).slice(5)),
-    h("span.what", {}, event.words),
+    h(
+      "span.what",
+      {},
+      event.words,
+      // The report of a hang: what each rank did.
+      event.kind === "hang" && event.table
+        ? h("details", {}, h("summary", {}, "What each rank did"), h("pre.report", { tabindex: "0" }, event.table))
+        : null,
+    ),
   );
 }
 
