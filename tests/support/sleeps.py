@@ -16,6 +16,7 @@ ALLOWED = {
     ("chaos/inject/sitecustomize.py", "reach"): "a signal to itself has arrived, or a test lets it go on",
     ("chaos/soak.py", "soak"): "faults come at random moments",
     ("support/hold.py", "on_step"): "a step lasts as long as a test holds it",
+    ("support/reliability/faults.py", "before_forward"): "a rank that is slow",
     ("breadth/matrix.py", "run"): "looks after processes that end by themselves or at their limit",
     ("browser/conftest.py", "until"): "how a page lets time go by between two looks",
     ("browser/conftest.py", "unchanged"): "how a page lets time go by between two looks",

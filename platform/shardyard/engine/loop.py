@@ -16,7 +16,7 @@ from shardyard.engine.profiling.spans import span
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
 from shardyard.engine.step import StepResult, StepUnderway, start_step
-from shardyard.engine.watch.quirks import watch_compilation
+from shardyard.engine.watch.collectives import watch_compilation
 from shardyard.errors import ShardyardError
 from shardyard.tracking.metrics import record as names
 from shardyard.tracking.metrics.meters import memory_metrics

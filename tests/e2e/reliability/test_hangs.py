@@ -11,7 +11,7 @@ import pytest
 
 from shardyard.tracking.run.events import AttemptFailed, Hang, Straggler, read_events
 from support.cli import Command, write_recipe
-from support.faults import faults_in
+from support.reliability.faults import faults_in
 from support.tiny import write_corpus
 from support.waiting import until
 

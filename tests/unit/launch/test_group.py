@@ -18,6 +18,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from shardyard import hardware, launch
+from shardyard.engine.watch.collectives import limit_collectives
 from shardyard.errors import HardwareError
 from shardyard.launch.describe import places_in_words
 from shardyard.launch.ray import worker_group
@@ -32,7 +33,6 @@ from shardyard.launch.ray.places import (
 from shardyard.launch.ray.process_group import open_port, rank_environment
 from shardyard.launch.ray.rank_actor import Setup
 from shardyard.launch.ray.ready import make_ready
-from shardyard.launch.ray.worker import limit_collectives
 from shardyard.launch.ray.worker_group import placement_seconds, reserve
 from shardyard.launch.run.world import world_of
 from shardyard.planning.placement import ANYWHERE, Amount, Demand, Placement

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardyard.engine.watch.quirks import limit_collectives
+from shardyard.engine.watch.collectives import limit_collectives
 from shardyard.tracking.watch.beat import BEAT
 
 # In a step, where the recipe allows as much.

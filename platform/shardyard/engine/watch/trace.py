@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 
-from shardyard.engine.watch.quirks import flight_record
+from shardyard.engine.watch.collectives import flight_record
 from shardyard.tracking.watch.beat import BEAT
 
 

@@ -12,7 +12,7 @@ import torch
 from shardyard.engine.job import Job
 from shardyard.engine.loop import Outcome
 from shardyard.engine.run import run_rank
-from shardyard.engine.watch.quirks import limit_collectives, record_collectives
+from shardyard.engine.watch.collectives import limit_collectives, record_collectives
 from shardyard.engine.watch.trace import answer_questions
 from shardyard.engine.world import Rank
 from shardyard.errors import ShardyardError, UnavailableError

@@ -33,11 +33,11 @@ BEAT.issue("world", "all_reduce", "float32", 12, [0, 2, 4])
 BEAT.wait("world", time.monotonic())
 
 def spin():
+    print(handle.page, handle.stacks, handle.ask, handle.trace, flush=True)
     while True:
         pass
 
 BEAT.enter("forward", time.monotonic())
-print(handle.page, handle.stacks, handle.ask, handle.trace, flush=True)
 spin()
 """
 
@@ -64,6 +64,7 @@ def test_another_process_reads_what_a_rank_does(child: Target) -> None:
     assert later[0].beats == seen.beats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_rank_that_hangs_tells_its_stack_and_is_ended(child: Target, stopped: bool) -> None:
     """A stopped one is made to go on for it; both in an endless loop that nothing interrupts."""
@@ -72,12 +73,13 @@ def test_a_rank_that_hangs_tells_its_stack_and_is_ended(child: Target, stopped: 
         until(lambda: look([child])[0].stopped, "it is stopped")
     (seen,) = look([child])
     (found,) = question_and_end([child], end=True)
-    assert report.innermost(found.stacks, seen.main_thread) == "<string>:15 spin"
+    assert report.innermost(found.stacks, seen.main_thread).endswith(" spin")
     until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, "it has ended")
     assert look([child]) == []
     assert not readable(child)
 
 
+@pytest.mark.slow
 def test_a_question_alone_ends_nothing(child: Target) -> None:
     (found,) = question_and_end([child], end=False)
     assert "spin" in found.stacks
@@ -132,9 +134,8 @@ def test_a_report_has_a_row_for_each_rank_and_files_with_all_stacks(tmp_path: Pa
     assert "no progress for 12 s (limit 10 s): rank 1 is stopped by a signal (SIGSTOP)." in text
     assert "missing: rank 1\n" in text
     lines = text.splitlines()
-    assert [cell for cell in lines[5].split("  ") if cell][-2:] == ["nccl:all_reduce #9", " mesh.py:35 sum"] or (
-        "nccl:all_reduce #9" in lines[5] and lines[5].endswith("mesh.py:35 sum")
-    )
+    assert "nccl:all_reduce #9" in lines[5]
+    assert lines[5].endswith("mesh.py:35 sum")
     assert "stopped" in lines[6]
     assert lines[6].endswith("no stack: it did not answer")
     for name in ("attempt-001-step-00000007", "attempt-002-step-00000003"):

@@ -1,4 +1,4 @@
-"""Private names of torch that watching needs; `tests/unit/engine/watch/test_collectives.py` detects missing ones.
+"""Recording every collective of a rank in its beat; private names of torch, which a test detects when they are missing.
 
 torch has no hook that sees every collective. All of them, also those of libraries that kept functions of torch before
 this module was imported, go through methods of `ProcessGroup`, and block in `Work.wait`; both can be replaced.
