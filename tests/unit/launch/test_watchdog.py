@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from shardyard.launch.ray.watchdog import GAP_SECONDS, History
+import psutil
+import pytest
+import ray
+
+from shardyard.launch.ray.places import Member
+from shardyard.launch.ray.watchdog import GAP_SECONDS, History, RanksHungError, Watchdog
+from shardyard.recipe.schema import Watchdog as Settings
+from shardyard.tracking.run.events import Hang, read_events
+from shardyard.tracking.watch import report
 from shardyard.tracking.watch.look import Look
+from support.reliability.watched import ranks
+from support.waiting import until
 
 LOOK = Look(0, 7, "h", "S", phase="forward", age_seconds=100.0)
 
@@ -38,3 +53,79 @@ def test_ranks_at_work_are_not_idle() -> None:
         ]
         history.add(looks, float(second))
     assert [one.idle_seconds for one in history.watched(4.0)] == [0.0, 0.0, 0.0, 3.0]
+
+
+def ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+class Run:
+    """As much of a run folder as the watchdog needs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.events = path, path / "events.jsonl"
+
+    def info(self) -> Any:
+        return SimpleNamespace(attempts=2)
+
+
+def watching(run: Run, found: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Watchdog:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    watchdog = Watchdog(Settings(hang_seconds=1.0, **settings), run, 1800.0)  # type: ignore[arg-type]
+    watchdog.begin([Member("n", "127.0.0.1", "here", pid, (), 1, beat=handle) for pid, handle in found])
+    return watchdog
+
+
+def polled(watchdog: Watchdog) -> RanksHungError | None:
+    try:
+        watchdog.poll()
+    except RanksHungError as error:
+        return error
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [False, True])
+def test_ranks_that_hang_are_told_and_ended(stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    with ranks(0, 1) as found:
+        if stopped:
+            os.kill(found[1][0], signal.SIGSTOP)
+        watchdog = watching(run, found, monkeypatch)
+        error = until(lambda: polled(watchdog), "it is noticed")
+        assert error is not None
+        until(lambda: all(ended(pid) for pid, _ in found), "all have ended, the stopped one too")
+    assert error.ranks == (1,)
+    why = "stopped by a signal" if stopped else "did not come to all_reduce #2 of 24 float32 of group world"
+    assert why in error.message
+    (hang,) = read_events(run.events)
+    assert isinstance(hang, Hang)
+    assert (hang.ranks, hang.step) == ((1,), 8)
+    newest = report.newest(tmp_path)
+    assert newest is not None
+    path, text = newest
+    assert path == tmp_path / hang.report
+    assert text == hang.table
+    assert "<string>" in text
+    assert " spin\n" in text or " told\n" in text
+    assert {one.name for one in path.parent.glob("rank-*")} == {"rank-0.stacks.txt", "rank-1.stacks.txt"}
+
+
+@pytest.mark.slow
+def test_a_recipe_may_ask_for_a_report_alone_or_for_no_watching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    with ranks(0, 1) as found:
+        watchdog = watching(run, found, monkeypatch, hangs="report")
+
+        def told() -> list[Any]:
+            assert polled(watchdog) is None
+            return read_events(run.events)
+
+        until(told, "it is told")
+        assert len(told()) == 1, "once"
+        assert not any(ended(pid) for pid, _ in found)
+        off = watching(run, found, monkeypatch, hangs="off")
+        off.poll()
+        off.close()
