@@ -31,6 +31,8 @@ COLUMNS = ("rank", "host", "pid", "process", "step", "phase", "for", "waits in",
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.+)$')
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3|^<")
 _OURS = re.compile(r"/shardyard/(?!launch/ray/)")
+# Every wait in a collective goes through it.
+_WATCHING = "/shardyard/engine/watch/collectives.py"
 _MOST_ROWS = 64
 _UNFINISHED = ("scheduled", "started")
 
@@ -38,7 +40,8 @@ _UNFINISHED = ("scheduled", "started")
 def innermost(stacks: str, main_thread: int) -> str:
     """`step.py:121 start_step`: the innermost line of the training thread that is no library's, of stacks as Python's
     faulthandler writes them; "" without stacks."""
-    frames = [found for line in _thread(stacks, main_thread) if (found := _FRAME.match(line))]
+    matched = [found for line in _thread(stacks, main_thread) if (found := _FRAME.match(line))]
+    frames = [found for found in matched if not found["file"].endswith(_WATCHING)]
     own = [found for found in frames if _OURS.search(found["file"]) or not _LIBRARY.search(found["file"])]
     # The actor of a rank calls everything else, so it says nothing.
     chosen = next(iter(own), next(iter(frames), None))
@@ -53,14 +56,17 @@ def _thread(stacks: str, main_thread: int) -> list[str]:
 
 
 def recorded(trace: str) -> str:
-    """The first collective that torch's flight recorder has as unfinished: `nccl:all_reduce #12`; "" if it has none."""
+    """The first collective of GPUs that torch's flight recorder has as unfinished: `nccl:all_reduce #12`; "" if it has
+    none. Those of gloo stay unfinished in it for ever, and the beat has them."""
     try:
         entries = json.loads(trace)["entries"]
     except (ValueError, KeyError, TypeError):
         return ""
     for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping) and entry.get("state") in _UNFINISHED:
-            return f"{entry.get('profiling_name')} #{entry.get('collective_seq_id')}"
+        if not isinstance(entry, Mapping) or entry.get("state") not in _UNFINISHED:
+            continue
+        if (name := str(entry.get("profiling_name"))).startswith("nccl:"):
+            return f"{name} #{entry.get('collective_seq_id')}"
     return ""
 
 

@@ -95,6 +95,7 @@ STACKS = """Thread 0x00007f10 (most recent call first):
   File "/venv/lib/python3.11/site-packages/ray/worker.py", line 5 in listen
 
 Current thread 0x00007f20 (most recent call first):
+  File "/src/platform/shardyard/engine/watch/collectives.py", line 100 in _waiting
   File "/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3170 in all_reduce
   File "/src/platform/shardyard/engine/mesh.py", line 35 in sum
   File "/src/platform/shardyard/launch/ray/worker.py", line 43 in train_job
@@ -126,6 +127,7 @@ def test_a_report_has_a_row_for_each_rank_and_files_with_all_stacks(tmp_path: Pa
     assert (newest[0].parent / "rank-0.stacks.txt").read_text() == STACKS
     assert report.newest(tmp_path / "nothing") is None
     assert report.recorded("{") == ""
+    assert report.recorded(trace.replace("nccl:", "gloo:")) == "", "gloo's are never marked as finished there"
     many = [Watched(Look(number, number, "h", "S")) for number in range(100)]
     shown = report.text_of(Verdict(1.0, 1.0, (99,), "why"), many, {}, "nothing", tmp_path)
     assert "\n99 " in shown
