@@ -25,6 +25,7 @@ from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.launch.run.prepare import prepare
 from shardyard.tracking.run.folder import RunFolder, read_metrics
+from support.first_layout import digest_of, to_first_layout
 from support.forged import forge, with_code
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
@@ -255,21 +256,23 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     assert run_ranks(2, in_order, [straight, *jobs.values()])[1] == ["finished"] + ["paused"] * len(jobs)
 
     newest = {name: files.committed_checkpoints(job.folder.checkpoints)[-1] for name, job in jobs.items()}
-    damage(newest["shard"], "rank_1_mp_rank_00_optim_states.pt")
-    damage(newest["rank 1's share"], "rank-00000.json")
+    damage(newest["shard"], "rank-00001.safetensors")
+    damage(newest["rank 1's share"], "data.json")
     damage(newest["manifest"], "manifest.json")
-    (newest["a file too many"] / "engine" / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").write_bytes(b"\x80")
+    (newest["a file too many"] / "rank-00002.safetensors").write_bytes(b"\x80")
     for checkpoint in files.committed_checkpoints(jobs["all"].folder.checkpoints):
         damage(checkpoint, "trainer.json")
 
+    to_first_layout(newest["code"])
     own = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     (path,) = newest["code"].rglob(f"*{own}")
     states = torch.load(path, weights_only=False)
     forge(newest["code"], path.relative_to(newest["code"]).as_posix(), with_code(states, folder / "code has run"))
     files.mark(newest["spoiled"], good=False, why="it exploded")
+    to_first_layout(newest["older"])
     manifest: dict[str, Any] = {**files.read_manifest(newest["older"])}
     body = {name: value for name, value in manifest.items() if name not in ("expert_parallel", "sha256")}
-    files.write_json(newest["older"] / "manifest.json", {**body, "sha256": files._digest(body)})
+    (newest["older"] / "manifest.json").write_text(json.dumps({**body, "sha256": digest_of(body)}))
 
     # Where the exported model is put together there is a file that no folder can replace.
     (jobs["export"].folder.path / ".final.partial").write_text("in the way")
@@ -308,10 +311,13 @@ def test_a_checkpoint_of_an_explosion_is_passed_over_and_kept(runs: dict[str, tu
     assert (job.folder.checkpoints / "aside-step-00000008").is_dir()
 
 
-def test_a_checkpoint_from_before_there_was_an_axis_has_one_rank_along_it(runs: dict[str, tuple[Job, str]]) -> None:
+def test_a_checkpoint_of_the_first_layout_continues_bit_for_bit(runs: dict[str, tuple[Job, str]]) -> None:
+    """One from before there was an axis, which has one rank along it."""
     job, outcome = runs["older"]
     assert outcome == "finished"
     assert [event["resumed_step"] for event in events(job.folder, "attempt")] == [None, 8]
+    ours, theirs = (load_file(j.folder.path / "final" / "model.safetensors") for j in (job, runs["straight"][0]))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_code_in_a_checkpoint_is_refused_by_all_ranks_unless_it_is_trusted(runs: dict[str, tuple[Job, str]]) -> None:
@@ -325,8 +331,7 @@ def test_code_in_a_checkpoint_is_refused_by_all_ranks_unless_it_is_trusted(runs:
 
 def test_the_notice_names_the_file(runs: dict[str, tuple[Job, str]]) -> None:
     texts = {case: events(runs[case][0].folder, "notice")[0]["text"] for case in ("shard", "manifest")}
-    assert "engine/" in texts["shard"]
-    assert "rank_1_mp_rank_00_optim_states.pt differs from the manifest" in texts["shard"]
+    assert "rank-00001.safetensors differs from the manifest" in texts["shard"]
     assert "manifest.json" in texts["manifest"]
 
 
@@ -339,9 +344,9 @@ def test_without_any_whole_checkpoint_the_run_says_so(runs: dict[str, tuple[Job,
     names = [folder.name for folder in files.committed_checkpoints(job.folder.checkpoints)]
     assert names == ["step-00000004", "step-00000008"]
     # Its weights can be exported for as long as they are whole.
-    newest, weights = job.folder.checkpoints / "step-00000008", "engine/mp_rank_00_model_states.pt"
+    newest, weights = job.folder.checkpoints / "step-00000008", "rank-00000.safetensors"
     assert weights_of_checkpoint(newest, precision="fp32").keys()
-    assert damage(newest, "mp_rank_00_model_states.pt") == weights
+    assert damage(newest, weights) == weights
     with pytest.raises(CheckpointError, match=f"step-00000008 is damaged: {weights}; use an older checkpoint"):
         weights_of_checkpoint(newest, precision="fp32")
 

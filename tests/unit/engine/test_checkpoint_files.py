@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.blocks import BLOCK_BYTES, written
 from shardyard.errors import CheckpointError
 
 CONTENTS = {"engine/model.pt": b"weights" * 100, "engine/optimizer_0.pt": b"states" * 50, "data.json": b"{}"}
@@ -28,13 +29,7 @@ def write(checkpoints: Path, step: int, contents: dict[str, bytes] = CONTENTS, *
     entries = {}
     for name, data in contents.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        file = files.HashingFile(partial / name)
-        try:
-            file.write(data)
-            entries[name] = file.finish()
-        except BaseException:
-            file.discard()
-            raise
+        entries[name] = written(partial / name, [memoryview(data)])
     return files.commit(checkpoints, step, entries, **{"world_size": 2, **metadata})
 
 
@@ -49,12 +44,12 @@ def test_the_manifest_names_everything(tmp_path: Path) -> None:
     folder = write(tmp_path, 200, zero_stage=1)
     assert folder == tmp_path / "step-00000200"
     manifest = files.read_manifest(folder)
-    assert (manifest["format"], manifest["step"], manifest["world_size"], manifest["zero_stage"]) == (1, 200, 2, 1)
+    assert (manifest["format"], manifest["step"], manifest["world_size"], manifest["zero_stage"]) == (2, 200, 2, 1)
     assert manifest["files"].keys() == CONTENTS.keys()
-    assert manifest["files"]["data.json"] == {
-        "size_bytes": 2,
-        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
-    }
+    entry = manifest["files"]["data.json"]
+    assert (entry["size_bytes"], entry["block_bytes"]) == (2, BLOCK_BYTES)
+    # That of the reference implementation.
+    assert entry["blake3"] == ["6e46dd10defc9b56c29a6ec56b508c21f54c08192194e4df25bf36f0c9c3c279"]
     assert files.damaged_files(folder, manifest) == []
     assert os.listdir(tmp_path) == ["step-00000200"]
 
@@ -154,10 +149,10 @@ def test_every_byte_of_the_manifest_counts(tmp_path: Path) -> None:
 
 
 def test_a_format_of_the_future_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FORMAT", 2)
+    monkeypatch.setattr(files, "FORMAT", 3)
     folder = write(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2; this version reads 1"):
+    with pytest.raises(CheckpointError, match="has format 3; this version reads 1 and 2"):
         files.read_manifest(folder)
 
 
@@ -376,9 +371,7 @@ def test_a_disk_too_full_for_the_manifest_leaves_no_checkpoint(tmp_path: Path) -
         # tmpfs gives out pages of 4 KiB: one for each folder's file, none left for the manifest.
         partial = files.partial_folder(disk, 1)
         partial.mkdir(parents=True)
-        file = files.HashingFile(partial / "model.pt")
-        file.write(bytes(60 * 1024))
-        entries = {"model.pt": file.finish()}
+        entries = {"model.pt": written(partial / "model.pt", [memoryview(bytes(60 * 1024))])}
         with pytest.raises(OSError, match="No space left"):
             (disk / "filler").write_bytes(bytes(1 << 20))
         with pytest.raises(OSError, match="No space left"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.rank_file import read_header, read_member
 from shardyard.engine.checkpoint.shard_files import ShardFiles
 from shardyard.engine.checkpoint.snapshot import HostBuffers
 from shardyard.engine.checkpoint.task import Task
-from shardyard.engine.checkpoint.tensor_files import read_tensors
 
 
 def state() -> dict[str, Any]:
@@ -66,29 +66,31 @@ def test_files_hold_what_was_copied_and_are_written_again_when_there_is_room(
 ) -> None:
     shards, original = ShardFiles(), state()
     shards.copies = True
-    path = tmp_path / "engine" / "shard.pt"
+    path = tmp_path / "partial" / "rank-00000.safetensors"
     shards.create(None)
-    shards.makedirs(str(path.parent))
-    shards.save(original, str(path))
-    assert not path.exists()
+    shards.makedirs(str(path.parent / "engine"))
+    shards.save(original, str(path.parent / "engine" / "shard.pt"))
+    assert os.listdir(path.parent) == []
     original["module"]["first"].zero_()
 
-    def refuse(file: files.HashingFile) -> files.FileEntry:
+    def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(files.HashingFile, "finish", refuse)
-        shards.write()
+        full.setattr(os, "fsync", refuse)
+        shards.write(path, "random")
     assert shards.full
     assert len(shards.errors) == 1
+    assert not path.exists()
     size = shards.size_bytes
     # The folder of a failed attempt is removed.
-    path.unlink()
     path.parent.rmdir()
-    shards.write()
+    shards.write(path, "random")
     assert (shards.full, shards.errors, shards.size_bytes) == (False, [], size)
-    assert shards.written[path].size_bytes == path.stat().st_size == size
-    assert same(read_tensors(path), state())
+    assert shards.entry is not None
+    assert shards.entry.size_bytes == path.stat().st_size == size
+    assert shards.members == ["shard.pt"]
+    assert same(read_member(read_header(path), "shard.pt", copied=False), state())
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -23,6 +23,7 @@ from shardyard.models.build import architecture_config, auto_class, construct, s
 from shardyard.models.pretrained import load_weights
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
+from support.first_layout import write_first_manifest
 from support.forged import forge, with_code
 from support.tiny import tiny_recipe, write_corpus
 
@@ -88,11 +89,10 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path, trace: Path) -> RunF
     recipe = tiny_recipe(write_corpus(tmp_path, 60))
     text = dump_recipe(recipe)
     folder = RunFolder.create(tmp_path / "runs", "tiny", text, text)
-    partial = files.partial_folder(folder.checkpoints, 5)
-    partial.mkdir(parents=True)
-    entry = files.write_json(partial / "trainer.json", {})
-    checkpoint = files.commit(folder.checkpoints, 5, {"trainer.json": entry}, world_size=1, zero_stage=request.param)
-    (checkpoint / "engine").mkdir()
+    checkpoint = files.committed_folder(folder.checkpoints, 5)
+    (checkpoint / "engine").mkdir(parents=True)
+    (checkpoint / "trainer.json").write_text("{}")
+    write_first_manifest(checkpoint, step=5, world_size=1, zero_stage=request.param)
     tokenizer = load_tokenizer("bytes")
     ids = special_token_ids(tokenizer)
     config = architecture_config(recipe.model, vocabulary=len(tokenizer), special_tokens=ids)

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +20,14 @@ from torch import distributed, nn
 
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.blocks import FileEntry
 from shardyard.engine.checkpoint.elsewhere import States, read_states
 from shardyard.engine.checkpoint.filling import fill, trained_names
 from shardyard.engine.checkpoint.random_states import RandomStates, continue_random, random_states
 from shardyard.engine.checkpoint.shard_files import ShardFiles
+from shardyard.engine.checkpoint.shards import ENGINE_TAG, Shards, file_of_rank
 from shardyard.engine.checkpoint.task import Task
-from shardyard.engine.checkpoint.tensor_files import code_in, read_tensors, refusal
+from shardyard.engine.checkpoint.tensor_files import refusal
 from shardyard.engine.deepspeed.quirks import leave_scripts_out
 from shardyard.engine.hooks.base import HookState
 from shardyard.engine.mesh import Mesh, separate
@@ -35,7 +36,6 @@ from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
 
-ENGINE_TAG = "engine"
 # Sizes of the axes besides data, whose ranks keep different parts.
 _SPLITTING = ("expert_parallel", "tensor_parallel", "sequence_parallel")
 
@@ -75,6 +75,18 @@ class _Contents:
 
 
 @dataclass(frozen=True)
+class _Share:
+    """What one rank tells the others of its file."""
+
+    streams: StreamStates
+    errors: tuple[str, ...]
+    entry: FileEntry | None
+    members: tuple[str, ...]
+    full: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class _NotSaved:
     """Why a checkpoint could not be written; `full`: the disk lacks space, and the checkpoint needs `size_bytes`."""
 
@@ -106,7 +118,7 @@ class Checkpointer:
             faster_b: whether the B of adapters form a group of the optimizer.
         """
         self._engine = engine
-        self._files = ShardFiles(trust=trust)
+        self._files = ShardFiles()
         engine.checkpoint_engine = self._files
         leave_scripts_out(engine)
         self.folder = folder
@@ -199,16 +211,14 @@ class Checkpointer:
 
     def _try(self, contents: _Contents, started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, contents.state.step)
-        if self.background:
-            self._files.write()
-        else:
+        if not self.background:
             self._collect(contents.state.step)
-        self._files.kept(lambda: self._note(partial / f"rank-{self._mesh.rank:05d}.json", contents.random))
         own = self._files
-        shares = (contents.streams, own.errors, self._entries(partial), own.full, own.size_bytes)
+        own.write(partial / file_of_rank(self._mesh.rank), json.dumps(contents.random))
+        shares = _Share(contents.streams, tuple(own.errors), own.entry, tuple(own.members), own.full, own.size_bytes)
         everything = self._agreeing.gather(shares)
-        errors = [f"rank {rank}: {text}" for rank, (_, texts, *_) in enumerate(everything) for text in texts]
-        full, size_bytes = any(row[3] for row in everything), sum(row[4] for row in everything)
+        errors = [f"rank {rank}: {text}" for rank, share in enumerate(everything) for text in share.errors]
+        full, size_bytes = any(one.full for one in everything), sum(one.size_bytes for one in everything)
         outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
         if self._mesh.is_first:
             outcome = outcome or self._commit(partial, contents.state, everything, started)
@@ -238,21 +248,18 @@ class Checkpointer:
             f"{typed(self.folder.parent)} FOLDER` writes its model elsewhere."
         )
 
-    def _note(self, path: Path, value: Any) -> None:
-        self._files.written[path] = files.write_json(path, value)
-
-    def _entries(self, partial: Path) -> dict[str, files.FileEntry]:
-        return {path.relative_to(partial).as_posix(): entry for path, entry in self._files.written.items()}
-
-    def _commit(self, partial: Path, state: TrainerState, everything: list[Any], started: float) -> Saved | _NotSaved:
-        streams = {stream: value for shares, *_ in everything for stream, value in shares.items()}
-        entries = {name: entry for _, _, written, *_ in everything for name, entry in written.items()}
+    def _commit(
+        self, partial: Path, state: TrainerState, everything: list[_Share], started: float
+    ) -> Saved | _NotSaved:
+        streams = {stream: value for share in everything for stream, value in share.streams.items()}
+        entries = {file_of_rank(rank): share.entry for rank, share in enumerate(everything) if share.entry}
+        members = {file_of_rank(rank): share.members for rank, share in enumerate(everything)}
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         try:
             self._may_write()
             entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
-            path = files.commit(self.folder, state.step, entries, good=True, **self._metadata)
+            path = files.commit(self.folder, state.step, entries, members=members, good=True, **self._metadata)
             files.rotate(self.folder, self._keep)
         except (OSError, ShardyardError) as error:
             return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
@@ -315,47 +322,53 @@ class Checkpointer:
                     f"{folder} was written with {key} {written[key]}, this run has {self._metadata[key]}; "
                     f"resume with the same {key}{more}, or start a new run"
                 )
-        self._refuse_code(folder, manifest)
+        shards = Shards(folder, manifest, trust=self._trust)
+        self._refuse_code(shards)
         if differs and written["zero_stage"] == self._metadata["zero_stage"] == 0:
             differs = []
         if differs or swaps(self._engine):
-            self._load_elsewhere(folder, int(manifest["zero_stage"]))
+            self._load_elsewhere(shards, int(manifest["zero_stage"]))
         else:
-            loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
-            if loaded is None:
-                raise ShardyardError(f"DeepSpeed could not load {folder}")
-        continue_random(folder, self._mesh.rank, of=int(manifest["world_size"]))
+            self._load_same(shards)
+        continue_random(shards, self._mesh.rank, of=int(manifest["world_size"]))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
 
-    def _load_elsewhere(self, folder: Path, stage: int) -> None:
+    def _load_same(self, shards: Shards) -> None:
+        """Let DeepSpeed load what the same number of ranks wrote at the same stage."""
+        self._files.source = shards
+        try:
+            with shards.as_files() as folder:
+                loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
+        finally:
+            self._files.source = None
+        if loaded is None:
+            raise ShardyardError(f"DeepSpeed could not load {shards.folder}")
+
+    def _load_elsewhere(self, shards: Shards, stage: int) -> None:
         """Load what was written at another ZeRO stage or on another number of ranks; all ranks call this."""
-        read = partial(read_tensors, trust=self._trust, mmap=True)
         names = trained_names(self._engine.module, faster_b=self._faster_b)
         stored: States | None = None
         problem = ""
         try:
-            stored = read_states(folder / ENGINE_TAG, stage, names, read)
+            stored = read_states(shards, stage, names)
         # Whatever is wrong with the files that this rank reads, the others must hear of it instead of waiting.
         except (CheckpointError, OSError, LookupError) as error:
-            problem = str(error) if isinstance(error, CheckpointError) else f"{folder} cannot be read: {error!r}"
+            problem = str(error) if isinstance(error, CheckpointError) else f"{shards.folder} cannot be read: {error!r}"
         problems = [text for text in self._mesh.world.gather(problem) if text]
         if problems or stored is None:
             raise CheckpointError(problems[0])
         fill(self._engine, stored, names, self._mesh.data)
 
-    def _refuse_code(self, folder: Path, manifest: files.Manifest) -> None:
+    def _refuse_code(self, shards: Shards) -> None:
         """Reject checkpoints that contain code. All ranks check before any of them reads, so that none waits for one
         that has raised."""
         if self._trust:
             return
-        own = sorted(name for name in manifest["files"] if name.endswith(".pt"))[
-            self._mesh.rank :: self._mesh.world.size
-        ]
-        found = self._mesh.world.gather([name for file in own for name in code_in(folder / file)])
+        found = self._mesh.world.gather(shards.code(self._mesh.rank, self._mesh.world.size))
         names = sorted({name for names in found for name in names})
         if names:
-            raise CheckpointError(refusal(str(folder), names))
+            raise CheckpointError(refusal(str(shards.folder), names))
 
 
 def _own_part(parameter: Any) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from deepspeed.checkpoint.constants import (
@@ -24,7 +23,8 @@ from deepspeed.checkpoint.constants import (
 )
 from torch import Tensor
 
-from shardyard.engine.checkpoint.pieces import Pieces, by_rank, spans
+from shardyard.engine.checkpoint.pieces import Pieces, spans
+from shardyard.engine.checkpoint.shards import Shards
 from shardyard.errors import CheckpointError
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
@@ -50,37 +50,36 @@ class States:
     loss_scaler: Any = None
 
 
-def read_states(folder: Path, stage: int, trained: Sequence[str], read: Callable[[Path], Any]) -> States:
+def read_states(shards: Shards, stage: int, trained: Sequence[str]) -> States:
     """What the files of DeepSpeed in a checkpoint hold.
 
     Args:
-        folder: that of DeepSpeed's files.
+        shards: the checkpoint; only what is used of it is read from the disk.
         stage: the ZeRO stage at which they were written.
         trained: names of trained parameters in the order of the optimizer's groups.
-        read: maps a file of torch into memory.
 
     Raises:
         CheckpointError: files or parameters are missing.
     """
     if stage == 3:
-        models = by_rank(folder, "*_model_states.pt", read)
+        models = shards.by_rank("*_model_states.pt")
         first = models[0]
-        states = [one[OPTIMIZER_STATE_DICT] for one in by_rank(folder, "*_optim_states.pt", read)]
+        states = [one[OPTIMIZER_STATE_DICT] for one in shards.by_rank("*_optim_states.pt")]
         found = _of_stage_3(first, states)
         kept = {name: Pieces([first["module"][name]]) for name in first[BUFFER_NAMES]}
         for name in first[FROZEN_PARAM_FRAGMENTS] or ():
             kept[name] = Pieces([one[FROZEN_PARAM_FRAGMENTS][name] for one in models])
         scaler = states[0].get(LOSS_SCALER)
     else:
-        first = read(folder / MODEL_STATES)
+        first = shards.read(MODEL_STATES)
         kept = {name: Pieces([tensor]) for name, tensor in first["module"].items()}
-        states = [one[OPTIMIZER_STATE_DICT] for one in by_rank(folder, "*_optim_states.pt", read)] if stage else []
+        states = [one[OPTIMIZER_STATE_DICT] for one in shards.by_rank("*_optim_states.pt")] if stage else []
         found = _of_partitions(states) if stage else _of_stage_0(first, trained)
         scaler = states[0].get(LOSS_SCALER) if stage else None
     missing = [name for name in trained if name not in found]
     if missing:
         raise CheckpointError(
-            f"{folder} has no optimizer states of {', '.join(missing[:3])}; copy the checkpoint again"
+            f"{shards.folder} has no optimizer states of {', '.join(missing[:3])}; copy the checkpoint again"
         )
     counters = {name: int(first[name]) for name in ("global_steps", "global_samples", "skipped_steps")}
     return States(found, {name: one for name, one in kept.items() if name not in found}, counters, scaler)

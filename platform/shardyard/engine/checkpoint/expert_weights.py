@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from shardyard.engine.checkpoint.shards import Shards
 from shardyard.engine.checkpoint.stored import Stored
 from shardyard.engine.mesh import Axis
 from shardyard.models.weight_source import Derived, on_meta, same
@@ -62,11 +61,11 @@ def gathered_experts(own: Tensor, axis: Axis, keeper: int) -> Tensor | None:
     return None if parts is None else torch.cat([part.cpu() for part in parts])
 
 
-def experts_of_files(engine_folder: Path, read: Callable[[Path], Any]) -> dict[str, Stored]:
+def experts_of_files(shards: Shards) -> dict[str, Stored]:
     """`….experts.w1` → [E, …] in a checkpoint of stage 1 or 2, in which each expert has a separate file."""
     by_name: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for path in engine_folder.glob(_EXPERT_FILES):
-        for key, tensor in read(path).items():
+    for file in shards.matching(_EXPERT_FILES):
+        for key, tensor in shards.read(file).items():
             if match := _EXPERT_KEY.match(key):
                 by_name[match["name"]][int(match["expert"])] = tensor
     ordered = {name: [of[expert] for expert in sorted(of)] for name, of in by_name.items()}

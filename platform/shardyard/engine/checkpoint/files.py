@@ -1,11 +1,10 @@
 """Checkpoints as files: written to a temporary folder, hashed, synced, renamed; verified before they are read.
 
     checkpoints/step-00000200/
-      manifest.json          format, step, world, whether it is good, and size and SHA-256 of every other file
-      engine/                DeepSpeed's files: model and optimizer shards
-      trainer.json           step, seen tokens, state of early stopping
-      data.json              state of every data stream
-      rank-00000.json        random states of each rank
+      manifest.json             format, step, world, whether it is good, and size and hashes of every other file
+      rank-00000.safetensors    shards of model and optimizer, and random states of each rank (`rank_file.py`)
+      trainer.json              step, seen tokens, state of early stopping
+      data.json                 state of every data stream
 
 A folder with this name is complete, because it is renamed only at the end; an interrupted one keeps a name that starts
 with a dot and is removed by the next run. Independent of DeepSpeed and torch.
@@ -21,26 +20,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from shardyard.engine.checkpoint.blocks import FileEntry, damaged_blocks, written
 from shardyard.errors import CheckpointError, UsageError
 
-FORMAT = 1
+# 1: files of torch in engine/, hashed whole. 2: one file a rank, hashed by blocks.
+FORMAT = 2
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
 _COMMITTED = re.compile(r"^step-(\d{8,})$")
 _REPLACED = ".replaced.partial"
-_CHUNK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and SHA-256 of one file."""
-
-    size_bytes: int
-    sha256: str
 
 
 class Manifest(TypedDict):
@@ -64,73 +56,18 @@ class Manifest(TypedDict):
 
 
 class FileFields(TypedDict):
-    """A `FileEntry` in a manifest."""
+    """A `FileEntry` in a manifest. members: what DeepSpeed calls the files in it (`shards.py`)."""
 
     size_bytes: int
-    sha256: str
-
-
-class HashingFile:
-    """A binary file that hashes its contents while they are written.
-
-    A disk error is kept until `finish`, and later writes are only counted, so `size_bytes` is the space that the file
-    needs even on a full disk.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._hash = hashlib.sha256()
-        self._error: OSError | None = None
-        self._file: BinaryIO | None = None
-        self.size_bytes = 0
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            self._error = error
-
-    def write(self, data: bytes) -> int:
-        """Append data."""
-        self.size_bytes += len(data)
-        if self._file is not None and self._error is None:
-            self._hash.update(data)
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self._error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: `finish` flushes."""
-
-    def finish(self) -> FileEntry:
-        """Sync to the disk and close.
-
-        Raises:
-            OSError: the file could not be opened or written.
-        """
-        if self._error is not None or self._file is None:
-            self.discard()
-            raise self._error or OSError(errno.EBADF, "the file is closed")
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        return FileEntry(self.size_bytes, self._hash.hexdigest())
-
-    def discard(self) -> None:
-        """Close after an error; the contents are discarded."""
-        with contextlib.suppress(OSError):
-            if self._file is not None:
-                self._file.close()
+    sha256: NotRequired[str | list[str]]
+    blake3: NotRequired[list[str]]
+    block_bytes: NotRequired[int]
+    members: NotRequired[list[str]]
 
 
 def write_json(path: Path, value: Any) -> FileEntry:
     """Write a JSON file, synced."""
-    file = HashingFile(path)
-    try:
-        file.write(json.dumps(value, indent=1, sort_keys=True).encode())
-        return file.finish()
-    except BaseException:
-        file.discard()
-        raise
+    return written(path, [memoryview(json.dumps(value, indent=1, sort_keys=True).encode())])
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -154,19 +91,31 @@ def remove_partial(checkpoints: Path) -> None:
         _remove(left)
 
 
-def commit(checkpoints: Path, step: int, files: Mapping[str, FileEntry], **metadata: Any) -> Path:
+def commit(
+    checkpoints: Path,
+    step: int,
+    files: Mapping[str, FileEntry],
+    *,
+    members: Mapping[str, Sequence[str]] | None = None,
+    **metadata: Any,
+) -> Path:
     """Write the manifest and give the folder its final name, after which the checkpoint exists.
+
+    Args:
+        members: name of a file → what DeepSpeed calls the files in it.
 
     Raises:
         OSError: the disk is full or the folder has disappeared; the checkpoint then does not exist.
     """
     partial = partial_folder(checkpoints, step)
-    body = {
+    body: Any = {
         "format": FORMAT,
         "step": step,
         **metadata,
-        "files": {name: asdict(entry) for name, entry in sorted(files.items())},
+        "files": {name: entry.fields() for name, entry in sorted(files.items())},
     }
+    for name, held in (members or {}).items():
+        body["files"][name]["members"] = sorted(held)
     write_json(partial / MANIFEST, {**body, "sha256": _digest(body)})
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
@@ -303,45 +252,44 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
     if not intact:
         raise CheckpointError(f"{folder / MANIFEST} does not match its own SHA-256")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{folder} has format {manifest['format']}; this version reads {FORMAT}")
+    if manifest["format"] not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise CheckpointError(f"{folder} has format {manifest['format']}; this version reads {known}")
     return manifest
 
 
-def damaged_files(
-    folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1, names: Collection[str] | None = None
-) -> list[str]:
+def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
     """Files of a checkpoint that are missing, differ from its manifest, or are not in it; checks one of `parts` shares.
 
-    Ranks share the reading: rank r checks every file i with i mod parts = r. An extra file counts as damage, because
-    DeepSpeed finds shards by pattern and would unpickle an unverified one; hidden files match no pattern.
+    Ranks share the reading by blocks: rank r checks every block i with i mod parts = r. An extra file counts as damage,
+    because nothing vouches for it; hidden files are left alone.
+    """
+    entries = {name: FileEntry.of(fields) for name, fields in sorted(manifest["files"].items())}
+    blocks = [(name, at) for name, entry in entries.items() for at in range(len(entry.digests))][part::parts]
+    numbers: dict[str, list[int]] = {}
+    for name, at in blocks:
+        numbers.setdefault(name, []).append(at)
+    bad = [name for name, own in numbers.items() if damaged_blocks(folder / name, entries[name], own)]
+    return bad + (unlisted(folder, manifest) if part == 0 else [])
+
+
+def damaged_in(
+    folder: Path, manifest: Manifest, name: str, numbers: Collection[int] | None = None
+) -> list[tuple[int, int]]:
+    """Begin and end, in bytes, of what differs in one file; the whole of it if it is missing or has another size.
 
     Args:
-        names: the files to check. Default: all.
+        numbers: of the blocks to check. Default: all.
     """
-    listed = manifest["files"]
-    entries = sorted((name, listed[name]) for name in (listed if names is None else names))[part::parts]
-    bad = [name for name, entry in entries if not _matches(folder / name, FileEntry(**entry))]
-    return bad + (_unlisted(folder, manifest) if part == 0 else [])
+    entry = FileEntry.of(manifest["files"][name])
+    return [entry.ranges[number] for number in damaged_blocks(folder / name, entry, numbers)]
 
 
-def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not name."""
     found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
     present = {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
     return sorted(present - set(manifest["files"]) - {MANIFEST})
-
-
-def _matches(path: Path, entry: FileEntry) -> bool:
-    try:
-        if path.stat().st_size != entry.size_bytes:
-            return False
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError:
-        return False
-    return digest.hexdigest() == entry.sha256
 
 
 def rotate(checkpoints: Path, keep: int) -> list[Path]:

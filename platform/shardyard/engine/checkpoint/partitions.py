@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from deepspeed.checkpoint.constants import (
@@ -22,15 +20,15 @@ from deepspeed.checkpoint.constants import (
 )
 from torch import Tensor
 
-from shardyard.engine.checkpoint.pieces import Pieces, by_rank, spans
+from shardyard.engine.checkpoint.pieces import Pieces, spans
+from shardyard.engine.checkpoint.shards import Shards
 from shardyard.engine.checkpoint.stored import Stored, in_file
 from shardyard.errors import CheckpointError
 
 
 def partitioned_weights(
-    engine_folder: Path,
+    shards: Shards,
     precision: torch.dtype,
-    read: Callable[[Path], Any],
     *,
     tensor: int = 0,
     experts: int = 1,
@@ -40,7 +38,6 @@ def partitioned_weights(
 
     Args:
         precision: of trained weights; others keep their own.
-        read: maps a file of torch into memory.
         tensor: index of the tensor-parallel rank whose part of split layers is meant.
         experts: ranks that share the experts of a layer. Consecutive ranks hold consecutive experts, and each group of
             ranks that hold the same ones partitions them for itself.
@@ -49,13 +46,13 @@ def partitioned_weights(
     Raises:
         CheckpointError: files of ranks are missing.
     """
-    files = f"*zero_pp_rank_*_mp_rank_{tensor:02d}"
-    states = by_rank(engine_folder, f"{files}_model_states.pt", read)
-    optimizers = by_rank(engine_folder, f"{files}_optim_states.pt", read)
+    names = f"*zero_pp_rank_*_mp_rank_{tensor:02d}"
+    states = shards.by_rank(f"{names}_model_states.pt")
+    optimizers = shards.by_rank(f"{names}_optim_states.pt")
     flat = [one[OPTIMIZER_STATE_DICT][FP32_FLAT_GROUPS] for one in optimizers]
     if len(states) != len(flat):
         raise CheckpointError(
-            f"{engine_folder} has model states of {len(states)} ranks and optimizer states of {len(flat)}; copy the "
+            f"{shards.folder} has model states of {len(states)} ranks and optimizer states of {len(flat)}; copy the "
             "checkpoint again"
         )
     first = states[0]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from shardyard.errors import CheckpointError
-
-_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_")
 
 
 class Pieces:
@@ -36,18 +31,6 @@ class Pieces:
                 values[at + low - begin : at + high - begin] = part[low:high]
             at += part.numel()
         return values
-
-
-def by_rank(folder: Path, pattern: str, read: Callable[[Path], Any]) -> list[Any]:
-    """What `read` finds in the file of each rank, in their order.
-
-    Raises:
-        CheckpointError: the file of a rank is missing.
-    """
-    paths = {int(match[1]): path for path in folder.glob(pattern) if (match := _RANK.search(path.name))}
-    if sorted(paths) != list(range(len(paths))) or not paths:
-        raise CheckpointError(f"{folder} has files of ranks {sorted(paths)}; copy the checkpoint again")
-    return [read(paths[rank]) for rank in range(len(paths))]
 
 
 def spans(groups: Sequence[Tensor], begin: int, size: int) -> Iterator[tuple[int, slice]]:

@@ -6,15 +6,16 @@ import base64
 import hashlib
 import json
 import random
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy
 import torch
 
+from shardyard.engine.checkpoint.shards import Shards
+
 
 class RandomStates(TypedDict):
-    """rank-NNNNN.json: the state of every random generator that dropout or user code uses; tensors in base64."""
+    """The state of every random generator that dropout or user code uses; tensors in base64."""
 
     python: list[Any]
     numpy: list[Any]
@@ -46,9 +47,9 @@ def _set_random_states(states: RandomStates) -> None:
         torch.cuda.set_rng_state(_unpack(states["cuda"]))
 
 
-def continue_random(folder: Path, rank: int, *, of: int) -> None:
+def continue_random(shards: Shards, rank: int, *, of: int) -> None:
     """Set the random states that a rank had in a checkpoint of `of` ranks; further ranks get states of their own."""
-    text = (folder / f"rank-{rank % of:05d}.json").read_text()
+    text = shards.random(rank % of)
     _set_random_states(json.loads(text))
     if rank >= of:
         seed = int.from_bytes(hashlib.sha256(f"{text}{rank}".encode()).digest()[:4], "big")

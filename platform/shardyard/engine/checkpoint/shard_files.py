@@ -1,71 +1,81 @@
-"""DeepSpeed's shard files: written at once or, from a copy in host memory, while training goes on."""
+"""DeepSpeed's shards as one file a rank: written at once or, from a copy in host memory, while training goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.blocks import FileEntry, discard, written
+from shardyard.engine.checkpoint.rank_file import rank_file
+from shardyard.engine.checkpoint.shards import ENGINE_TAG, Shards
 from shardyard.engine.checkpoint.snapshot import HostBuffers
-from shardyard.engine.checkpoint.tensor_files import read_tensors
+from shardyard.errors import CheckpointError
 
 
 class ShardFiles(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's interface for writing files, with hashing, syncing and deferred errors.
+    """DeepSpeed's interface for writing files: what it writes in several becomes one, with deferred errors.
 
-    `copies`: `save` copies the states, and `write` writes the files from the copies; otherwise `save` writes them.
-    `full`: whether an error was a lack of space; `size_bytes`: the size of all files, written or not.
+    `copies`: `save` copies the states; otherwise `write` is called before training goes on. `full`: whether an error
+    was a lack of space; `size_bytes`: the size of the file, written or not. `source`: the checkpoint that DeepSpeed
+    reads.
     """
 
-    def __init__(self, *, trust: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.name = "shardyard"
         self.copies = False
-        self._trust = trust
+        self.source: Shards | None = None
         self._buffers = HostBuffers()
-        self._copied: dict[Path, Any] = {}
+        self._states: dict[str, object] = {}
         self.create(None)
 
     def create(self, info: Any) -> None:
         """Forget the previous checkpoint."""
-        self.written: dict[Path, files.FileEntry] = {}
+        self._forget()
+        self.drop()
+
+    def _forget(self) -> None:
+        self.entry: FileEntry | None = None
         self.errors: list[str] = []
         self.full = False
         self.size_bytes = 0
-        self.drop()
 
     def drop(self) -> None:
-        """Forget the copies."""
-        self._copied.clear()
+        """Forget the states."""
+        self._states.clear()
         self._buffers.reuse()
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the files that DeepSpeed would have written on this rank."""
+        return sorted(self._states)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Create the folder of a checkpoint; an error is kept until all ranks exchange their errors."""
-        self.kept(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
+        folder = Path(path)
+        self.kept(lambda: (folder.parent if folder.name == ENGINE_TAG else folder).mkdir(parents=True, exist_ok=True))
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write or copy the contents of one file; an error is kept until all ranks exchange their errors."""
-        if self.copies:
-            self._copied[Path(path)] = self._buffers.copied(state_dict)
-        else:
-            self.kept(lambda: self._write(state_dict, Path(path)))
+        """Take, or copy, the contents of one of DeepSpeed's files."""
+        self._states[Path(path).name] = self._buffers.copied(state_dict) if self.copies else state_dict
 
-    def write(self) -> None:
-        """Write the copies; called again, it writes them again."""
-        if not self._copied:
-            return
-        self.written, self.errors, self.full, self.size_bytes = {}, [], False, 0
-        for path, state in self._copied.items():
-            self.kept(partial(self._write_anew, state, path))
+    def write(self, path: Path, random: str) -> None:
+        """Write the rank's file, anew if it is called again; an error is kept until all ranks exchange their errors.
+
+        Args:
+            random: the rank's random states, as text.
+        """
+        self._forget()
+        self.kept(lambda: self._write(path, random))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file, which matches the manifest but may have an untrusted author."""
-        return read_tensors(path, trust=self._trust, map_location=map_location)
+        """The state in one of DeepSpeed's files, which matches the manifest but may have an untrusted author."""
+        assert self.source is not None, "set by who lets DeepSpeed load"
+        return self.source.read(Path(path).name, copied=True)
 
     def commit(self, info: Any) -> bool:
         """Nothing to do: `Checkpointer` commits the whole folder."""
@@ -75,24 +85,17 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
         """Run a disk operation and keep its error until all ranks exchange their errors."""
         try:
             action()
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write of its container as a RuntimeError, with the OSError as its context.
-            cause = error.__context__ if isinstance(error, RuntimeError) and error.__context__ else error
-            self.full |= files.is_full(cause)
-            self.errors.append(str(cause))
+        except (OSError, CheckpointError) as error:
+            self.full |= files.is_full(error)
+            self.errors.append(str(error))
 
-    def _write_anew(self, state_dict: Any, path: Path) -> None:
-        # The folder of an attempt that failed was removed.
+    def _write(self, path: Path, random: str) -> None:
+        file = rank_file(self._states, random)
+        self.size_bytes = file.size_bytes
+        # The folder of an attempt that failed was removed; without it, an error of its making is met here again.
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._write(state_dict, path)
-
-    def _write(self, state_dict: Any, path: Path) -> None:
-        file = files.HashingFile(path)
         try:
-            torch.save(state_dict, cast("IO[bytes]", file))
-            self.written[path] = file.finish()
+            self.entry = written(path, file.buffers())
         except BaseException:
-            file.discard()
+            discard(path)
             raise
-        finally:
-            self.size_bytes += file.size_bytes

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT
 from torch import Tensor, nn
 
 from shardyard.engine.checkpoint import files
-from shardyard.engine.checkpoint.checkpoint import ENGINE_TAG
 from shardyard.engine.checkpoint.expert_weights import (
     PARTS,
     as_transformers,
@@ -25,8 +25,8 @@ from shardyard.engine.checkpoint.expert_weights import (
 )
 from shardyard.engine.checkpoint.gathering import can_be_sent, sent
 from shardyard.engine.checkpoint.partitions import partitioned_weights
+from shardyard.engine.checkpoint.shards import opened
 from shardyard.engine.checkpoint.stored import Stored, in_file
-from shardyard.engine.checkpoint.tensor_files import read_tensors
 from shardyard.engine.deepspeed.quirks import release_parameters
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.parallel.tensor import joined
@@ -35,6 +35,7 @@ from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource
 from shardyard.recipe.tensor_plans import split_dimension
 from shardyard.tracking.run.folder import typed
 
+OPTIMIZER = "optimizer"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GATHERED_BYTES = 8 << 20
 
@@ -186,21 +187,20 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
             f"ranks can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes "
             "final/ at its end"
         )
-    damaged = files.damaged_files(folder, manifest, names=_files_with_weights(manifest))
+    shards = opened(folder, trust=trust)
+    damaged = shards.damaged(_kept_in_files(manifest["zero_stage"]))
     if damaged:
         raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; use an older checkpoint")
-    read = partial(read_tensors, trust=trust, mmap=True)
-    engine = folder / ENGINE_TAG
     if manifest["zero_stage"] == 3:
         given: Any = {"experts": parallel, "is_spread": is_stacked}
-        parts = [partitioned_weights(engine, DTYPES[precision], read, tensor=rank, **given) for rank in range(split)]
+        parts = [partitioned_weights(shards, DTYPES[precision], tensor=rank, **given) for rank in range(split)]
     else:
-        files_ = [read(engine / f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in range(split)]
+        files_ = [shards.read(f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in range(split)]
         parts = [{name: in_file(tensor) for name, tensor in one.items()} for one in files_]
     stored = {name: _of_parts(name, [part[name] for part in parts]) for name in parts[0]}
     if parallel > 1:
         if manifest["zero_stage"] < 3:
-            stored |= experts_of_files(engine, read)
+            stored |= experts_of_files(shards)
         layers = sorted({name.rpartition(".experts.")[0] for name in stored if name.endswith(".experts.w1")})
         derived = as_transformers({name: one.like for name, one in stored.items()}, layers)
         stored = {name: Stored(one.like, partial(_computed, one, stored)) for name, one in derived.items()}
@@ -215,11 +215,17 @@ def _of_parts(name: str, parts: Sequence[Stored]) -> Stored:
     return Stored(torch.cat([part.like for part in parts], dim), lambda: torch.cat([one.read() for one in parts], dim))
 
 
-def _files_with_weights(manifest: files.Manifest) -> list[str]:
-    """The files of a checkpoint that an export reads; the largest, optimizer states, only where ZeRO-3 keeps the
-    weights beside them."""
-    ends = ("_model_states.pt", "_optim_states.pt") if manifest["zero_stage"] == 3 else ("_model_states.pt",)
-    return [name for name in manifest["files"] if name.startswith(f"{ENGINE_TAG}/") and name.endswith(ends)]
+def _kept_in_files(stage: int) -> Callable[[str], bool]:
+    """Whether the tensor at a place in the files is a weight, or its fp32 original, which ZeRO-3 keeps alone."""
+
+    def wanted(place: str) -> bool:
+        file, _, rest = place.partition("/")
+        if file.endswith("_model_states.pt"):
+            # At stage 0 the optimizer's states lie beside the weights.
+            return not rest.startswith(f"{OPTIMIZER}/")
+        return stage == 3 and (not rest or rest.startswith(f"{OPTIMIZER_STATE_DICT}/{FP32_FLAT_GROUPS}"))
+
+    return wanted
 
 
 def _computed(derived: Derived, stored: Mapping[str, Stored]) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.blocks import FileEntry
 from shardyard.engine.checkpoint.weights import weights_of_checkpoint
 from shardyard.engine.inference.lm_eval import measure_run
 from shardyard.engine.inference.load import export_checkpoint, load_trained
@@ -15,6 +16,7 @@ from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.errors import CheckpointError, RecipeError, RunFolderError, UsageError
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
+from support.first_layout import write_first_manifest
 from support.tiny import tiny_recipe
 
 WEIGHTS = "engine/mp_rank_00_model_states.pt"
@@ -30,10 +32,12 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def write(folder: RunFolder, step: int) -> Path:
     """A checkpoint with nothing in its files."""
-    partial = files.partial_folder(folder.checkpoints, step)
-    (partial / "engine").mkdir(parents=True)
-    entries = {name: files.write_json(partial / name, {}) for name in FILES}
-    return files.commit(folder.checkpoints, step, entries, world_size=1, zero_stage=0)
+    checkpoint = files.committed_folder(folder.checkpoints, step)
+    (checkpoint / "engine").mkdir(parents=True)
+    for name in FILES:
+        (checkpoint / name).write_text("{}")
+    write_first_manifest(checkpoint, step=step, world_size=1, zero_stage=0)
+    return checkpoint
 
 
 def test_a_run_without_any_model_says_how_to_go_on(folder: RunFolder) -> None:
@@ -89,13 +93,13 @@ def test_only_files_with_weights_are_verified_for_an_export(folder: RunFolder, m
     for name in FILES:
         (checkpoint / name).write_text("[]")
     read: list[str] = []
-    matches = files._matches
+    damaged_blocks = files.damaged_blocks
 
-    def note(path: Path, entry: files.FileEntry) -> bool:
+    def note(path: Path, entry: FileEntry, numbers: list[int] | None = None) -> list[int]:
         read.append(path.relative_to(checkpoint).as_posix())
-        return matches(path, entry)
+        return damaged_blocks(path, entry, numbers)
 
-    monkeypatch.setattr(files, "_matches", note)
+    monkeypatch.setattr(files, "damaged_blocks", note)
     with pytest.raises(CheckpointError, match=f"damaged: {WEIGHTS}; use"):
         weights_of_checkpoint(checkpoint, precision="fp32")
     assert read == [WEIGHTS]
