@@ -25,8 +25,7 @@ from shardyard.engine.world import Rank
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.launch.run.prepare import prepare
 from shardyard.tracking.run.folder import RunFolder, read_metrics
-from support.first_layout import digest_of, to_first_layout
-from support.forged import forge, with_code
+from support.forged import digest_of, forge, to_first_layout, with_code
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 

@@ -23,8 +23,7 @@ from shardyard.models.build import architecture_config, auto_class, construct, s
 from shardyard.models.pretrained import load_weights
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
-from support.first_layout import write_first_manifest
-from support.forged import forge, with_code
+from support.forged import forge, with_code, write_first_manifest
 from support.tiny import tiny_recipe, write_corpus
 
 

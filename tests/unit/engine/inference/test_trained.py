@@ -16,7 +16,7 @@ from shardyard.engine.inference.step_documents import documents_of_step
 from shardyard.errors import CheckpointError, RecipeError, RunFolderError, UsageError
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
-from support.first_layout import write_first_manifest
+from support.forged import write_first_manifest
 from support.tiny import tiny_recipe
 
 WEIGHTS = "engine/mp_rank_00_model_states.pt"
