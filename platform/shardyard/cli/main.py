@@ -86,6 +86,12 @@ COMMANDS: tuple[tuple[str, str, str, str], ...] = (
         "export",
         "Write a checkpoint as a folder that from_pretrained loads.",
     ),
+    (
+        "checkpoint",
+        "shardyard.cli.commands.stored.checkpoints",
+        "checkpoint",
+        "List, verify and remove the checkpoints of a run.",
+    ),
     ("push", "shardyard.cli.commands.export", "push", "Send a trained model to a hub."),
     (
         "cluster",
@@ -125,6 +131,7 @@ OTHER_NAMES = {
     "status": "inspect",
     "describe": "inspect",
     "show": "runs",
+    "checkpoints": "checkpoint",
     "ui": "dashboard",
     "tensorboard": "dashboard",
     "server": "dashboard",

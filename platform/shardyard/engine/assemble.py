@@ -99,6 +99,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
             folder.checkpoints,
             mesh,
             keep=recipe.checkpoint.keep,
+            keep_damaged=recipe.checkpoint.keep_damaged,
             metadata=metadata,
             background=recipe.checkpoint.background,
             may_write=folder.check_held,

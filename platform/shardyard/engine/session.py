@@ -16,6 +16,7 @@ from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.checkpoint.explosion import way_back
+from shardyard.engine.checkpoint.files import wait_for_removals
 from shardyard.engine.deepspeed.batch_norm import RunningStatistics
 from shardyard.engine.deepspeed.engine import LearningRate
 from shardyard.engine.hooks.base import EventLog, Hook
@@ -221,6 +222,7 @@ class Session:
         with contextlib.suppress(CheckpointError, RuntimeError):
             self.checkpoint.settle()
         remove_files(self.engine)
+        wait_for_removals()
         if self.ledger is not None:
             self.ledger.close()
         if self.machine is not None:

@@ -105,6 +105,7 @@ class Checkpointer:
         mesh: Mesh,
         *,
         keep: int,
+        keep_damaged: int | None = None,
         metadata: Mapping[str, object],
         background: bool = False,
         may_write: Callable[[], None] = lambda: None,
@@ -125,7 +126,7 @@ class Checkpointer:
         self._mesh = mesh
         # The ranks agree beside training too, where collectives of both could meet in another order on each rank.
         self._agreeing = separate(mesh.world) if background else mesh.world
-        self._keep = keep
+        self._keep, self._keep_damaged = keep, keep_damaged
         self.background = background
         self._may_write = may_write
         self._faster_b = faster_b
@@ -260,7 +261,7 @@ class Checkpointer:
             entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
             path = files.commit(self.folder, state.step, entries, members=members, good=True, **self._metadata)
-            files.rotate(self.folder, self._keep)
+            files.rotate(self.folder, self._keep, keep_damaged=self._keep_damaged, wait=False)
         except (OSError, ShardyardError) as error:
             return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
         size_bytes = sum(entry.size_bytes for entry in entries.values())

@@ -20,7 +20,9 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -33,6 +35,10 @@ READABLE = (1, 2)
 MANIFEST = "manifest.json"
 _COMMITTED = re.compile(r"^step-(\d{8,})$")
 _REPLACED = ".replaced.partial"
+_DAMAGED = "damaged-"
+# Files of a checkpoint that one thread removes; more are removed by several.
+_FEW_FILES, _REMOVERS = 16, 8
+_removing: list[threading.Thread] = []
 
 
 class Manifest(TypedDict):
@@ -87,7 +93,7 @@ def remove_partial(checkpoints: Path) -> None:
         if not committed.exists():
             with contextlib.suppress(OSError):
                 replaced.rename(committed)
-    for left in checkpoints.glob(".step-*.partial"):
+    for left in checkpoints.glob(".*step-*.partial"):
         _remove(left)
 
 
@@ -137,7 +143,7 @@ def set_aside(folder: Path) -> Path | None:
 
     Returns its new name; None if it could not be renamed.
     """
-    aside = folder.with_name(f"damaged-{folder.name}")
+    aside = folder.with_name(f"{_DAMAGED}{folder.name}")
     try:
         if aside.exists():
             _remove(aside)
@@ -209,8 +215,18 @@ def _remove(folder: Path) -> None:
     if folder.is_symlink():
         with contextlib.suppress(OSError):
             folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+        return
+    # Files of a thousand ranks lie on a file system where each removal is a round trip.
+    found = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else []
+    if len(found) > _FEW_FILES:
+        with ThreadPoolExecutor(_REMOVERS, "remove") as pool:
+            list(pool.map(_unlink, found))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -292,24 +308,34 @@ def unlisted(folder: Path, manifest: Manifest) -> list[str]:
     return sorted(present - set(manifest["files"]) - {MANIFEST})
 
 
-def rotate(checkpoints: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints; returns the removed ones."""
+def rotate(checkpoints: Path, keep: int, *, keep_damaged: int | None = None, wait: bool = True) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints, and all but `keep_damaged` damaged ones; returns the removed ones.
+
+    Args:
+        keep_damaged: None keeps all.
+        wait: whether their files are gone when this returns; otherwise a thread removes them (`wait_for_removals`).
+    """
     assert keep >= 1, "checked with the recipe"
-    return [folder for folder in committed_checkpoints(checkpoints)[:-keep] if _drop(folder)]
+    damaged = sorted(checkpoints.glob(f"{_DAMAGED}step-*"))
+    doomed = committed_checkpoints(checkpoints)[:-keep]
+    if keep_damaged is not None:
+        doomed += damaged[: len(damaged) - keep_damaged]
+    return [folder for folder in doomed if drop(folder, wait=wait)]
 
 
 def make_room(checkpoints: Path, needed_bytes: int) -> list[Path]:
-    """Remove the oldest checkpoints until there is space for a new one; returns the removed ones.
+    """Remove damaged checkpoints and then the oldest ones until there is space for a new one; returns the removed ones.
 
     The newest good one is always kept. Links free no space, so they are kept too.
     """
+    wait_for_removals()
     committed = committed_checkpoints(checkpoints)
     last_good = next((folder for folder in reversed(committed) if _is_marked_good(folder)), None)
     removed: list[Path] = []
-    for folder in committed:
+    for folder in [*sorted(checkpoints.glob(f"{_DAMAGED}step-*")), *committed]:
         if removed and free_bytes(checkpoints) >= needed_bytes:
             break
-        if folder != (last_good or committed[-1]) and not folder.is_symlink() and _drop(folder):
+        if folder != (last_good or committed[-1]) and not folder.is_symlink() and drop(folder):
             removed.append(folder)
     return removed
 
@@ -331,14 +357,24 @@ def _is_marked_good(folder: Path) -> bool:
         return False
 
 
-def _drop(folder: Path) -> bool:
-    # Renamed first, so that a partially removed one does not look committed.
-    doomed = folder.with_name(f".{folder.name}.old.partial")
+def drop(folder: Path, *, wait: bool = True) -> bool:
+    """Remove a checkpoint; False if it cannot be renamed, which comes first, so that a partially removed one does not
+    look committed. Files that cannot be removed are left to the next run."""
+    doomed = folder.with_name(f".{folder.name.removeprefix('.')}.old.partial")
     _remove(doomed)
-    # A failed removal must not fail the new checkpoint; the next rotation retries.
     try:
         folder.rename(doomed)
     except OSError:
         return False
-    _remove(doomed)
+    if wait:
+        _remove(doomed)
+    else:
+        _removing.append(threading.Thread(target=_remove, args=(doomed,), name="remove"))
+        _removing[-1].start()
     return True
+
+
+def wait_for_removals() -> None:
+    """Wait until everything is gone whose removal was begun; a process that is killed leaves it to the next run."""
+    while _removing:
+        _removing.pop().join()

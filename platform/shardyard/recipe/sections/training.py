@@ -177,6 +177,13 @@ class Checkpoint(Section):
         "checkpoints",
         ge=1,
     )
+    keep_damaged: int = described(
+        1,
+        "Number of newest damaged checkpoints (damaged-step-…) to keep for inspection; older ones are removed with the "
+        "next checkpoint. 0 keeps none.",
+        "checkpoints",
+        ge=0,
+    )
     background: bool = described(
         False,
         "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
