@@ -22,6 +22,21 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (_BINARY if binary else _DECIMAL)[prefix])
 
 
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?) ?([smh])$")
+
+
+def parse_seconds(text: str) -> float:
+    """`30m` → 1800.0; s, m and h are seconds, minutes and hours.
+
+    Raises:
+        ValueError: the text is not a number with one of these units.
+    """
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a time; write it as 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 def format_bytes(count: float) -> str:
     """1536 → `1.5 KiB`; binary prefixes, as memory is counted."""
     for prefix in ("", "Ki", "Mi", "Gi"):

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 12
 STOPPED_AT = 5
+TIMED_AT = 6
 
 
 def run_all(rank: Rank, jobs: dict[str, Job]) -> dict[str, tuple[str, list[int]]]:
@@ -41,6 +42,8 @@ def _run(rank: Rank, name: str, job: Job) -> tuple[str, list[int]]:
             return next_batch()
 
         session.next_batch = counted  # type: ignore[method-assign]
+        # The clock of rank 0 alone decides; it says so once, in the step after the fifth.
+        session.checkpoint.falls_due = lambda: "timed" in name and len(behind) == TIMED_AT  # type: ignore[method-assign]
         return session
 
     def on_step(step: int, _: Any) -> None:
@@ -75,7 +78,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, RunFold
         zero={"stage": 1},
         cluster={"workers": 2},
     )
+    timed = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"every": "1h"})})
     recipes = {
+        "plain timed": timed,
+        "timed": timed,
         "plain": recipe,
         "ahead": recipe,
         "stopped": recipe,
@@ -123,3 +129,14 @@ def test_an_explosion_names_its_step(folders: tuple[dict[str, RunFolder], dict[s
     plain, ahead = (folders[1][name][0] for name in ("plain exploding", "exploding"))
     assert "at step" in plain
     assert plain.partition(". ")[0] == ahead.partition(". ")[0]
+
+
+def test_a_checkpoint_by_the_clock_of_one_rank_is_that_of_all_and_changes_nothing(
+    folders: tuple[dict[str, RunFolder], dict[str, tuple[str, list[int]]]],
+) -> None:
+    """A host that is a step ahead saves after the step that has begun meanwhile."""
+    for name, steps in (("plain timed", [TIMED_AT, STEPS]), ("timed", [TIMED_AT + 1, STEPS])):
+        folder = folders[0][name]
+        assert folders[1][name][0] == "finished"
+        assert [step_of(path) for path in committed_checkpoints(folder.checkpoints)] == steps
+        assert _lines(folder) == _lines(folders[0]["plain"])

@@ -30,6 +30,8 @@ _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
     "preempt": (2.0, "preempted"),
     "timeout": (3.0, "timeout"),
 }
+# Added to it when a checkpoint falls due by the clock.
+_TIMED = 8.0
 
 
 def train(session: Session, *, until: int | None = None) -> Outcome:
@@ -78,6 +80,7 @@ def _train_on(
             garbage.after(step)
             stop = _take_due(session, underway, 0 if step == until else session.steps_ahead(step))
             BEAT.end_step()
+            session.checkpoint.on_time(step)
         outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.limits.beside_step()
@@ -94,8 +97,8 @@ def _take_due(session: Session, underway: deque[_Underway], ahead: int) -> Outco
     stop: Outcome | None = None
     while len(underway) > ahead:
         stop = _take(session, underway) or stop
-        # A stop saves a checkpoint after the newest step, whose result is therefore taken too.
-        ahead = 0 if stop is not None else ahead
+        # A checkpoint is that of the newest step, whose result is therefore taken too.
+        ahead = 0 if stop is not None or session.checkpoint.timed else ahead
     return stop
 
 
@@ -135,7 +138,7 @@ def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
         batch,
         session.mesh,
         session.copies,
-        flag=_flag(session),
+        flag=_flags(session),
         counts=[*session.use.counts(batch), *(session.mixture.counts(batch) if session.mixture is not None else ())],
         changing=bool(session.plan.stages),
         observed=wanted,
@@ -152,12 +155,15 @@ def _take(session: Session, underway: deque[_Underway]) -> Outcome | None:
     with span("result"):
         result = one.work.result()
     _check(session, result, one)
+    is_due = result.flags >= _TIMED
+    session.checkpoint.timed |= is_due
     session.use.take(result.counts[:NUM_COUNTS])
     if session.mixture is not None:
         session.mixture.take(one.step, result.counts[NUM_COUNTS:])
     with span("hooks"):
         session.after_step(StepRecord(one.step, _metrics(session, one, result)))
-    return next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == result.flags), None)
+    asked = result.flags - (_TIMED if is_due else 0)
+    return next((outcome for flag, outcome in _STOP_FLAGS.values() if flag == asked), None)
 
 
 def _metrics(session: Session, one: _Underway, result: StepResult) -> dict[str, float]:
@@ -189,6 +195,12 @@ def _metrics(session: Session, one: _Underway, result: StepResult) -> dict[str, 
 def _flag(session: Session) -> float:
     reason = session.stop_requested()
     return _STOP_FLAGS[reason][0] if reason is not None else 0.0
+
+
+def _flags(session: Session) -> float:
+    """What rank 0 tells the others with a step's sum."""
+    due = session.mesh.is_first and session.checkpoint.falls_due()
+    return _flag(session) + (_TIMED if due else 0.0)
 
 
 def _stopped_before_start(session: Session) -> Outcome | None:

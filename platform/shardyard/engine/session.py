@@ -88,6 +88,7 @@ class Session:
             self.exploded,
             self.folder.check_held,
             every=self.plan.checkpoint_every,
+            seconds=self.plan.checkpoint_seconds,
         )
         self.recorder = RecordHook(
             self.tracker, self.machine, record_every=self.plan.record_every, last=self.plan.steps

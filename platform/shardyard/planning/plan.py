@@ -29,7 +29,7 @@ from shardyard.recipe.mixture.stages import Span, StageOrderError, spans_of, sta
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.schema import Precision, Recipe
-from shardyard.units import format_count
+from shardyard.units import format_count, parse_seconds
 
 # What a way to isolate documents means for the rows, after the reason for it.
 _HINTS: dict[Isolation, str] = {
@@ -93,6 +93,8 @@ class RunPlan:
     network: str
     reasons: dict[str, str]
     isolation: Isolation | None = None
+    # Time between two checkpoints; None where `checkpoint_every` counts steps. With a time, that is all steps.
+    checkpoint_seconds: float | None = None
     logits_chunk: int | None = None
     recomputed: Recomputed | None = None
     stages: tuple[StagePlan, ...] = ()
@@ -202,7 +204,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         streams=_streams(recipe, mesh, reasons),
         warmup=_warmup(recipe.schedule.warmup, steps, reasons),
         evaluate_every=_every(recipe.evaluate.every, steps, "evaluate_every", reasons),
-        checkpoint_every=_every(recipe.checkpoint.every, steps, "checkpoint_every", reasons),
+        checkpoint_every=_checkpoint_every(recipe.checkpoint.every, steps, reasons),
+        checkpoint_seconds=parse_seconds(recipe.checkpoint.every) if isinstance(recipe.checkpoint.every, str) else None,
         record_every=_every(recipe.tracking.every, steps, "record_every", reasons),
         architecture=architecture,
         flops_per_token=_flops(recipe, architecture, reasons),
@@ -403,6 +406,13 @@ def _every(given: float | None, steps: int, name: str, reasons: dict[str, str]) 
         return max(1, steps // 10)
     reasons[name] = _by_the_recipe(given, steps)
     return in_steps(given, steps)
+
+
+def _checkpoint_every(given: float | str | None, steps: int, reasons: dict[str, str]) -> int:
+    if not isinstance(given, str):
+        return _every(given, steps, "checkpoint_every", reasons)
+    reasons["checkpoint_every"] = "by the recipe: rank 0's clock, and at the end"
+    return steps
 
 
 def _warmup(given: float, steps: int, reasons: dict[str, str]) -> int:

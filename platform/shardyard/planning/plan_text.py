@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from shardyard.planning.plan import RunPlan, fixed
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.recipe.schema import Recipe
-from shardyard.units import format_bytes, format_count
+from shardyard.units import format_bytes, format_count, format_seconds
 
 
 def as_dict(plan: RunPlan) -> dict[str, object]:
@@ -102,7 +102,10 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         yield "readers", f"{plan.readers} a rank", why["readers"]
     yield "warm-up", f"{plan.warmup} steps", why["warmup"]
     yield "evaluation", f"every {plan.evaluate_every} steps", why["evaluate_every"]
-    yield "checkpoint", f"every {plan.checkpoint_every} steps", why["checkpoint_every"]
+    every = f"{plan.checkpoint_every} steps"
+    if plan.checkpoint_seconds is not None:
+        every = format_seconds(plan.checkpoint_seconds)
+    yield "checkpoint", f"every {every}", why["checkpoint_every"]
     for notice in size.findings.notices:
         yield "notice", notice, ""
     for name, value in asdict(memory).items():

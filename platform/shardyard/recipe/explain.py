@@ -109,6 +109,8 @@ def type_words(annotation: Any) -> str:
         return f"section with free keys{null}"
     if _is_steps_or_share(bare):
         return f"steps or share of the run{null}"
+    if _is_steps_or_share(bare, str):
+        return f"steps, share of the run, or time{null}"
     item = item_type(bare)
     if item is not None:
         return f"list of {'sections' if section_type(item) else _NAMES.get(item, 'value') + 's'}{null}"
@@ -121,9 +123,9 @@ def type_words(annotation: Any) -> str:
     return f"{_NAMES.get(bare, 'any value')}{null}"
 
 
-def _is_steps_or_share(annotation: Any) -> bool:
+def _is_steps_or_share(annotation: Any, *more: type) -> bool:
     bare = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-    return set(typing.get_args(bare)) == {int, float}
+    return set(typing.get_args(bare)) == {int, float, *more}
 
 
 def _meaning(info: FieldInfo | None, section: type[Section] | None) -> str:
@@ -156,7 +158,8 @@ def _limits(annotation: Any, info: FieldInfo | None) -> Iterator[str]:
         elif isinstance(rule, annotated_types.MaxLen):
             yield f"at most {rule.max_length} long"
         elif isinstance(rule, StepsOrShare):
-            yield f"whole number from {rule.least} on, or a share above 0 and below 1"
+            more = ", or a time such as 30m" if rule.timed else ""
+            yield f"whole number from {rule.least} on, or a share above 0 and below 1{more}"
         elif getattr(rule, "pattern", None):
             yield f"matches {rule.pattern}"
 

@@ -182,6 +182,20 @@ def test_a_checkpoint_beside_training_is_told_once_it_is_written() -> None:
     assert checkpointer.saves == 3
 
 
+def test_a_checkpoint_by_the_clock_falls_due_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("shardyard.engine.hooks.checkpoints.time.monotonic", lambda: now[0])
+    hook = CheckpointHook(Failing(), lambda step: (None, None), Notebook(), exploded, every=1000, seconds=60.0)  # type: ignore[arg-type,return-value]
+    found = []
+    for seconds in (30.0, 29.0, 2.0, 1.0, 58.0, 200.0, 1.0):
+        now[0] += seconds
+        found.append(hook.falls_due())
+    assert found == [False, False, True, False, False, True, False]
+    never = CheckpointHook(Failing(), lambda step: (None, None), Notebook(), exploded, every=1000)  # type: ignore[arg-type,return-value]
+    now[0] += 1e9
+    assert not never.falls_due()
+
+
 def exploded(step: int, what: str) -> TrainingError:
     return TrainingError(f"{step}: {what}")
 

@@ -20,6 +20,7 @@ from shardyard.planning.architecture import flops_per_token
 from shardyard.planning.memory import Memory, estimate_memory
 from shardyard.planning.micro_batch import LOGITS_CHUNK, MAX_MICRO_BATCH_TOKENS, with_logits_chunk
 from shardyard.planning.plan import RunPlan, World, fixed, make_plan
+from shardyard.planning.plan_text import rows
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
 from shardyard.recipe.schema import Recipe
@@ -282,6 +283,7 @@ def test_a_plan_says_that_rows_of_one_document_pack_nothing() -> None:
 def test_every_derived_number_has_a_reason() -> None:
     given_by_others = {"world", "architecture", "memory", "deepspeed", "reasons", "precision_known"}
     given_by_others |= {"isolation", "stages", "sizes", "sources"}  # of models that were probed, and of mixtures alone
+    given_by_others |= {"checkpoint_seconds"}  # explained with the number of steps, which it replaces
     derived = {field.name for field in dataclasses.fields(RunPlan)} - given_by_others
     plan = plan_of()
     assert set(plan.reasons) == derived
@@ -296,6 +298,9 @@ def test_evaluations_and_checkpoints_come_ten_times_by_default(steps: int, every
     assert (plan.evaluate_every, plan.checkpoint_every) == (every, every)
     pinned = plan_of(train={"steps": steps}, evaluate={"every": 1}, checkpoint={"every": 3})
     assert (pinned.evaluate_every, pinned.checkpoint_every) == (1, 3)
+    timed = plan_of(train={"steps": steps}, checkpoint={"every": "30m"})
+    assert (timed.checkpoint_every, timed.checkpoint_seconds, pinned.checkpoint_seconds) == (steps, 1800.0, None)
+    assert ("checkpoint", "every 30m00s", "by the recipe: rank 0's clock, and at the end") in list(rows(timed))
 
 
 def test_a_time_budget_may_make_fewer_steps_of_those_that_are_given() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardyard.cli.main import run
-from shardyard.errors import UsageError
+from shardyard.errors import RecipeError, UsageError
 from shardyard.launch.jobs.entry import run_folder
 from shardyard.recipe.catalog.shipped import shipped_recipes
 from shardyard.recipe.loading.load import load_recipe, parse_recipe
@@ -78,3 +78,13 @@ def test_every_small_recipe_has_a_short_trial_without_contradictions(name: str) 
 
 def test_the_quickstart_takes_fewer_steps_as_it_is() -> None:
     assert load_recipe("gpt/quickstart", ["train.steps=40"]).recipe.train.steps == 40
+
+
+def test_a_time_between_checkpoints_stays() -> None:
+    assert shortened(recipe_of(checkpoint={"every": "30m"}), 20, of=1000).checkpoint.every == "30m"
+
+
+@pytest.mark.parametrize("every", ["30", "m", "0.5s", "30 days", "-1h", ""])
+def test_a_time_that_is_none_is_refused(every: str) -> None:
+    with pytest.raises(RecipeError, match=r"or a time of at least a second such as 90s, 30m or 2h"):
+        recipe_of(checkpoint={"every": every})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 from shardyard.data.stream.streams import StreamStates
@@ -32,21 +33,38 @@ class CheckpointHook(Hook):
         may_write: Callable[[], None] = lambda: None,
         *,
         every: int = 1,
+        seconds: float | None = None,
     ) -> None:
-        """`exploded` creates the error of a diverged step; `may_write` raises if another process took over the run."""
+        """`seconds`: time between two checkpoints, beside those after `every` steps. `exploded` creates the error of a
+        diverged step; `may_write` raises if another process took over the run."""
         super().__init__(every)
         self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
         self._may_write = may_write
         self.saved_step: int | None = None
         self._begun_step: int | None = None
+        self._seconds = seconds
+        self._clock = time.monotonic
+        self._asked = self._clock()
+        self.timed = False
+
+    def falls_due(self) -> bool:
+        """Whether the time between two checkpoints is over; rank 0 asks, and tells the others by the step's sum."""
+        now = self._clock()
+        if self._seconds is None or now - self._asked < self._seconds:
+            return False
+        self._asked = now
+        return True
+
+    def on_time(self, step: int) -> None:
+        """Save after `step`, the newest one, if the sum of a step said so; all ranks call this."""
+        if not self.timed:
+            return
+        self.timed = False
+        self._save_unless_it_fails(step)
 
     def on_step(self, record: StepRecord) -> None:
         """Begin a checkpoint, once the one before is written; report success or failure of what is written."""
-        with contextlib.suppress(CheckpointError):
-            if self._checkpointer.background:
-                self._begin(record.step)
-            else:
-                self.save(record.step)
+        self._save_unless_it_fails(record.step)
 
     def poll(self) -> None:
         """Report a checkpoint that was written beside training."""
@@ -91,6 +109,13 @@ class CheckpointHook(Hook):
                 bytes=saved.size_bytes,
             )
         )
+
+    def _save_unless_it_fails(self, step: int) -> None:
+        with contextlib.suppress(CheckpointError):
+            if self._checkpointer.background:
+                self._begin(step)
+            else:
+                self.save(step)
 
     def _begin(self, step: int) -> None:
         with contextlib.suppress(CheckpointError):

@@ -122,5 +122,19 @@ def _run_rows(found: Forecast, plan: RunPlan) -> Iterator[tuple[str, str, str]]:
 
 def _storage_rows(found: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "checkpoint", format_bytes(found.checkpoint_bytes), "fp32 weights and optimizer states of all ranks"
+    assumed, every = found.assumptions, found.checkpoint_seconds
+    lost = found.pause_seconds / every + every / 2 / found.failure_seconds
+    rate = (
+        f"{assumed.copy_rate / 1e9:g} GB/s a rank" if found.background else f"{assumed.write_rate / 1e9:g} GB/s a node"
+    )
+    failures = (
+        f"{format_seconds(found.failure_seconds)} ({assumed.gpu_hours_per_failure:,.0f} GPU-hours, as for Llama 3)"
+    )
+    why = f"√(2 × pause × time between failures), by Young and Daly: pauses of {format_seconds(found.pause_seconds)}"
+    yield (
+        "checkpoint every",
+        f"{format_seconds(every)} is best",
+        f"{why} at {rate}, a failure every {failures}; both cost {lost:.1%} of the time",
+    )
     yield "disk", format_bytes(found.disk_bytes), "checkpoints that are kept, and the exported model in 16 bits"
     yield "host memory", f"{format_bytes(found.host_bytes)} a node", found.host_why

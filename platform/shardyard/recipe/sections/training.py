@@ -165,10 +165,10 @@ class Zero(Section):
 
 
 class Checkpoint(Section):
-    every: Annotated[int | float, StepsOrShare(least=1)] | None = described(
+    every: Annotated[int | float | str, StepsOrShare(least=1, timed=True)] | None = described(
         None,
-        "Steps, or share of the run, between two checkpoints. Default: a tenth of the run; one is always written at "
-        "the end.",
+        "Steps, share of the run, or time by the clock of rank 0 (30m) between two checkpoints. Default: a tenth of "
+        "the run; one is always written at the end. `shardyard plan --gpus` computes the best time.",
         "steps",
     )
     keep: int = described(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from typing import Any
@@ -204,3 +205,21 @@ def test_the_json_has_the_totals() -> None:
     assert told["step_seconds"] > 0
     assert set(told["sent_bytes"]) == {"data"}
     assert told["assumptions"]["pue"] == 1.0
+
+
+def test_the_best_time_between_checkpoints_is_youngs() -> None:
+    """With Llama 3's figures: 419 unexpected stops in 54 days on 16,384 GPUs are one in 3.1 hours."""
+    llama = dataclasses.replace(made(), hardware=hardware_of("h100", 16_384, network="400gx8"))
+    assert llama.failure_seconds == pytest.approx(54 * 86_400 / 419, rel=1e-3)
+    few = made(hardware_of("h100", 64, network="400gx8"))
+    assert few.pause_seconds == few.write_seconds == pytest.approx(few.checkpoint_bytes / (8 * 2e9))
+
+    # The optimum of pause / T + T / (2 · time between failures), by its own values beside it.
+    def lost(seconds: float) -> float:
+        return few.pause_seconds / seconds + seconds / 2 / few.failure_seconds
+
+    best = few.checkpoint_seconds
+    assert lost(best) < min(lost(best * 0.9), lost(best * 1.1))
+    beside = made(hardware_of("h100", 64, network="400gx8"), checkpoint={"background": True})
+    assert beside.pause_seconds == pytest.approx(beside.checkpoint_bytes / (64 * 10e9))
+    assert beside.checkpoint_seconds >= beside.write_seconds
