@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import tempfile
 import time
@@ -233,15 +234,17 @@ def _save(folder: Path, model: Any, optimizer: Any, setting: Setting) -> None:
     import torch
 
     from shardyard.engine.checkpoint import files
+    from shardyard.engine.checkpoint.blocks import written
 
     partial = files.partial_folder(folder, 3)
     partial.mkdir(parents=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "cpu": torch.get_rng_state()}
     if not setting.rehearses:
         state["device"] = torch.cuda.get_rng_state()
-    file = files.HashingFile(partial / "state.pt")
-    torch.save(state, file)
-    files.commit(folder, 3, {"state.pt": file.finish()}, world_size=1, zero_stage=0)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    entry = written(partial / "state.pt", [buffer.getbuffer()])
+    files.commit(folder, 3, {"state.pt": entry}, world_size=1, zero_stage=0)
 
 
 @contextlib.contextmanager

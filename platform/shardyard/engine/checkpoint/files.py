@@ -274,6 +274,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def num_ranks(manifest: Manifest) -> int:
+    """How many ranks wrote a checkpoint."""
+    return manifest["world_size"]
+
+
 def damaged_files(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> list[str]:
     """Files of a checkpoint that are missing, differ from its manifest, or are not in it; checks one of `parts` shares.
 

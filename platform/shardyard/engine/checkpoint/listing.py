@@ -28,7 +28,7 @@ class Listed:
     state: str
     size_bytes: int
     written: float
-    world_size: int | None = None
+    ranks: int | None = None
     zero_stage: int | None = None
     layout: str | None = None
     problem: str | None = None
@@ -63,7 +63,7 @@ def _row(path: Path, step: int, renamed: str) -> Listed:
         renamed or ("good" if good else "spoiled"),
         size,
         written,
-        world_size=manifest["world_size"],
+        ranks=files.num_ranks(manifest),
         zero_stage=manifest["zero_stage"],
         layout=LAYOUTS[manifest["format"]],
         problem=None if good else str(manifest.get("why", "it is marked as not good")),

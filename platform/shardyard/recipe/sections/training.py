@@ -168,7 +168,7 @@ class Checkpoint(Section):
     every: Annotated[int | float | str, StepsOrShare(least=1, timed=True)] | None = described(
         None,
         "Steps, share of the run, or time by the clock of rank 0 (30m) between two checkpoints. Default: a tenth of "
-        "the run; one is always written at the end. `shardyard plan --gpus` computes the best time.",
+        "the run; one is always written at the end. The forecast of a plan gives the best time.",
         "steps",
     )
     keep: int = described(

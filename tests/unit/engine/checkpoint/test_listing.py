@@ -51,7 +51,7 @@ def test_every_checkpoint_is_listed_with_its_state(run: RunFolder, capsys: pytes
         (30, "spoiled"),
         (40, "aside"),
     ]
-    assert (rows[2].world_size, rows[2].zero_stage, rows[2].layout) == (2, 1, "one file a rank")
+    assert (rows[2].ranks, rows[2].zero_stage, rows[2].layout) == (2, 1, "one file a rank")
     assert rows[3].problem == "it exploded"
     call("ls", str(run.path))
     assert capsys.readouterr().out.splitlines()[2].startswith("step-00000020\tgood\t")

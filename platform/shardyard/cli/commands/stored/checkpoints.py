@@ -97,7 +97,7 @@ def remove(
 
 def _cells(row: Listed) -> tuple[str, ...]:
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.written))
-    numbers = ["" if value is None else str(value) for value in (row.world_size, row.zero_stage)]
+    numbers = ["" if value is None else str(value) for value in (row.ranks, row.zero_stage)]
     return (
         row.path.name,
         row.state,
