@@ -80,7 +80,10 @@ def _train_on(
             garbage.after(step)
             stop = _take_due(session, underway, 0 if step == until else session.steps_ahead(step))
             BEAT.end_step()
-            session.checkpoint.on_time(step)
+            if session.checkpoint.timed:
+                session.limits.beside_step()
+                with span(f"{HOOK}checkpoint"):
+                    session.checkpoint.on_time(step)
         outcome: Outcome | None = stop or ("paused" if step == until else None)
         if outcome is not None and step < session.plan.steps:
             session.limits.beside_step()
