@@ -40,6 +40,7 @@ ENVIRONMENT = {
     "MY_PASSWORD": "correct horse battery staple",
     "HF_HUB_OFFLINE": "1",
 }
+PLANTED = {**SECRETS, "password": ENVIRONMENT["MY_PASSWORD"]}
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 TOKEN = "ab" * 32
 
@@ -85,6 +86,9 @@ class Watched:
     codes: list[int] = field(default_factory=list)
     listeners: dict[tuple[str, int], str] = field(default_factory=dict)
     lines: set[str] = field(default_factory=set)
+    # What Ray has logged: the size of each file when it was read, and the kinds of secrets in them.
+    logged: dict[Path, int] = field(default_factory=dict)
+    told: set[tuple[str, str]] = field(default_factory=set)
     steps: list[int] = field(default_factory=list)
 
 
@@ -136,7 +140,12 @@ def finish(command: Command, seen: Watched) -> None:
 
 
 def _watch(command: Command, seen: Watched) -> None:
-    """Note each port that is listened to, and each command line."""
+    """Note each port that is listened to, each command line, and what Ray logs: its files go with the run."""
+    with contextlib.suppress(OSError):
+        for path in seen.temporary.rglob("*"):
+            if path.is_file() and seen.logged.get(path) != (size := path.stat().st_size):
+                seen.logged[path] = size
+                seen.told |= {(str(path), kind) for kind in _kinds_in(path, PLANTED)}
     for process in [psutil.Process(command.process.pid), *command.descendants()]:
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
@@ -165,21 +174,23 @@ def test_the_token_is_closed_and_kept(watched: Watched) -> None:
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("where", ["folder", "temporary"])
-def test_nothing_that_is_written_holds_a_secret(watched: Watched, where: str) -> None:
-    """The run folder with its logs, checkpoints, model card and W&B's files; and what Ray logs beside it."""
-    secrets = {**SECRETS, "password": ENVIRONMENT["MY_PASSWORD"]}
-    top: Path = getattr(watched, where)
-    files = [path for path in top.rglob("*") if path.is_file()]
+def test_nothing_that_is_written_holds_a_secret(watched: Watched) -> None:
+    """The run folder with its logs, checkpoints, model card and W&B's files."""
+    files = [path for path in watched.folder.rglob("*") if path.is_file()]
     assert len(files) > 10
-    found = [(str(path.relative_to(top)), kind) for path in files for kind in _kinds_in(path, secrets)]
+    found = [(str(path.relative_to(watched.folder)), kind) for path in files for kind in _kinds_in(path, PLANTED)]
     assert found == []
-    if where == "folder":
-        names = {path.relative_to(top).parts[0] for path in files}
-        assert {"recipe.yaml", "resolved.yaml", "run.json", "events.jsonl", "logs", "wandb", "final"} <= names
-        assert "${DATA_LOGIN}" in (top / "resolved.yaml").read_text()
-        assert (top / "recipe.yaml").read_text().count("[hidden]") >= 10
-        assert "127.0.0.1" in (top / "final" / "README.md").read_text()
+    names = {path.relative_to(watched.folder).parts[0] for path in files}
+    assert {"recipe.yaml", "resolved.yaml", "run.json", "events.jsonl", "logs", "wandb", "final"} <= names
+    assert "${DATA_LOGIN}" in (watched.folder / "resolved.yaml").read_text()
+    assert (watched.folder / "recipe.yaml").read_text().count("[hidden]") >= 10
+    assert "127.0.0.1" in (watched.folder / "final" / "README.md").read_text()
+
+
+def test_nothing_that_ray_logs_holds_a_secret_and_its_logs_go_with_the_run(watched: Watched) -> None:
+    assert len([path for path in watched.logged if path.suffix in {".log", ".out", ".err"}]) > 10
+    assert watched.told == set()
+    assert [path for path in watched.temporary.rglob("*") if path.is_file()] == []
 
 
 def _kinds_in(path: Path, secrets: dict[str, Any]) -> list[str]:
