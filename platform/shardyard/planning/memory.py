@@ -99,22 +99,28 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         activations_bytes=activations + _mask_of_shared_rows(recipe, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
         logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
-        buffers_bytes=_buffers(recipe, architecture, mesh, micro_batch, block)
+        buffers_bytes=_buffers(recipe, architecture, mesh, micro_batch, activations, block)
         + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded + inputs,
         swapped_bytes=swapped,
     )
 
 
-def _buffers(recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int, block: float) -> int:
+def _buffers(
+    recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int, activations: int, block: float
+) -> int:
     """Bytes of gradients that are collected and reduced.
 
     With activation checkpointing at stage 3, copies of a reduction exist while a block runs backward: after the logits,
     and before or after the block has most gradients of activations.
 
     Args:
-        block: bytes that it keeps for its backward pass.
+        activations: bytes of all blocks. block: bytes that it keeps for its backward pass.
     """
+    if recipe.zero.stage == 0:
+        # Without ZeRO gradients are reduced after the backward pass, when its activations are gone.
+        bucket = bucket_bytes(recipe, architecture.trained_parameters, mesh.zero)
+        return max(0, bucket - activations - sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence)
     if recipe.zero.stage < 3:
         return bucket_bytes(recipe, architecture.trained_parameters, mesh.zero)
     bucket, copies = gradient_bytes(recipe, architecture, mesh)

@@ -35,7 +35,7 @@ def recipe_of(zero: dict[str, Any], **sections: Any) -> Recipe:
         ({"stage": 3, "offload_optimizer": "nvme"}, {}, "a local disk of every host; set zero.nvme_path"),
         (NVME, {"optimizer": {"name": "lion"}}, "nvme is tested with adamw and adam, not with lion; use one, or cpu"),
         (NVME, {"optimizer": {"name": "sgd"}}, "DeepSpeed has no CPU kernel for sgd"),
-        (NVME, {"train": {"precision": "fp16"}}, "nvme is tested in bf16 and fp32, not in fp16"),
+        (NVME, {"train": {"precision": "fp16"}}, "nvme takes bf16 and fp32, not fp16"),
         (NVME, {"checkpoint": {"background": True}}, "checkpoint.background: would copy to host memory what nvme"),
         (NVME, {"model": {"adapter": {"rank": 4}}}, "nvme is not tested with adapters"),
         ({**NVME, "hpz_partition_size": 2}, {"cluster": {"workers": 4}}, "zero.hpz_partition_size: is not tested wi"),

@@ -48,7 +48,7 @@ def _nvme(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if name in _CPU_OPTIMIZERS and name not in _SWAPPED_OPTIMIZERS:
         yield _OPTIMIZER, f"nvme is tested with {' and '.join(_SWAPPED_OPTIMIZERS)}, not with {name}; use one, or cpu"
     if recipe.train.precision == "fp16":
-        yield _OPTIMIZER, "nvme is tested in bf16 and fp32, not in fp16; set train.precision to bf16, or this to cpu"
+        yield _OPTIMIZER, "nvme takes bf16 and fp32, not fp16; set train.precision to bf16, or this to cpu"
     if recipe.checkpoint.background:
         why = "would copy to host memory what nvme keeps out of it"
         yield ("checkpoint", "background"), f"{why} (zero.offload_optimizer); set it to false"
