@@ -89,7 +89,7 @@ def test_states_in_files_train_as_states_in_memory(runs: dict[str, Losses], whic
     assert len(ours) == 20
     assert ours[-1][1] < ours[0][1] - 0.5, f"it does not learn: {ours}"
     assert [loss for _, loss in ours] == pytest.approx(
-        [loss for _, loss in theirs], rel=1e-3 if which == "bf16" else 1e-5
+        [loss for _, loss in theirs], rel=5e-3 if which == "bf16" else 1e-5
     )
 
 
