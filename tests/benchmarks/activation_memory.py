@@ -9,15 +9,13 @@ difference from the first line is what the option spares.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank
-from support.allocated import Allocated
+from shardyard.engine.job import Job
+from support.allocated import peaks
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
@@ -37,23 +35,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "logits_chunk 256": {"logits_chunk": 256},
     "full, both chunks": {"activation_checkpointing": "full", "mlp_chunk": 256, "logits_chunk": 256},
 }
-
-
-def peaks(rank: Rank, jobs: list[Job]) -> list[int]:
-    """Bytes at the peak of the last step of each job, above what was allocated before it."""
-    found: list[int] = []
-    for job in jobs:
-        gc.collect()
-        with Allocated() as allocated:
-            of_steps: list[int] = []
-
-            def on_step(step: int, metrics: dict[str, float], here: list[int] = of_steps) -> None:
-                here.append(allocated.peak)
-                allocated.restart()
-
-            run_rank(job, rank, on_step)
-        found.append(of_steps[-1])
-    return found
 
 
 def main() -> None:

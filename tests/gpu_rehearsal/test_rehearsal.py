@@ -346,8 +346,12 @@ def test_a_step_waits_for_the_gpu_only_within_deepspeed(scenes: dict[str, Any], 
         assert places == sorted([*expected, "shardyard/engine/transfer.py:read"]), found[step]
         # The result of the step before, once this one has been given to the GPU.
         assert "event in shardyard/engine/transfer.py:read" in found[step]
-    # An evaluation, a checkpoint and the export are due, which take each weight and each state to the host.
-    assert len(expected) + 1 < len(found[6]) < 200
+    # An evaluation, a checkpoint and the export are due. The checkpoint takes each weight and each state to the host.
+    saved = [
+        place for place in found[6] if place == "copy to the host in shardyard/engine/checkpoint/rank_file.py:buffers"
+    ]
+    assert saved
+    assert len(expected) + 1 < len(found[6]) - len(saved) < 120
 
 
 @pytest.mark.usefixtures("scenes", "launched", "sixteen", "doctor", "decisions")

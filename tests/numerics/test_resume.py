@@ -92,11 +92,9 @@ def test_the_exported_model_measures_what_the_run_measured(
 ) -> None:
     folder = folders[case][0]
     own = read_metrics(folder.metrics)[-1]["eval/validation/loss"]
-    # What is loaded has transformers' GELU, whose eight operations each round to bf16.
-    within = 1e-4 if case[0] == "bf16" else 1e-5
-    assert load_trained(folder).evaluate()["loss"] == pytest.approx(own, rel=within)
+    assert load_trained(folder).evaluate()["loss"] == pytest.approx(own, rel=1e-5)
     # The newest checkpoint holds the same weights, consolidated without an engine.
-    assert load_trained(folder, STEPS).evaluate()["loss"] == pytest.approx(own, rel=within)
+    assert load_trained(folder, STEPS).evaluate()["loss"] == pytest.approx(own, rel=1e-5)
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:

@@ -6,9 +6,13 @@ Resident memory is no measure: freed pages stay, shared ones count, and a peak o
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from shardyard.engine.run import Job, run_rank
+from shardyard.engine.world import Rank
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -58,3 +62,20 @@ class Allocated(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         self.peak = max(self.peak, allocated_bytes() - self.begin)
         return found
+
+
+def peaks(rank: Rank, jobs: list[Job]) -> list[int]:
+    """Bytes at the peak of the last step of each job, above what was allocated before it."""
+    found: list[int] = []
+    for job in jobs:
+        gc.collect()
+        with Allocated() as allocated:
+            of_steps: list[int] = []
+
+            def on_step(step: int, metrics: dict[str, float], here: list[int] = of_steps) -> None:
+                here.append(allocated.peak)
+                allocated.restart()
+
+            assert run_rank(job, rank, on_step) == "finished"
+        found.append(of_steps[-1])
+    return found

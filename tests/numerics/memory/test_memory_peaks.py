@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank
-from support.allocated import Allocated
+from shardyard.engine.job import Job
+from support.allocated import peaks
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
 
@@ -43,23 +41,6 @@ RUNS: dict[int, list[tuple[str, str, int, dict[str, Any]]]] = {
         ("llama", "fp32", 3, {}),
     ],
 }
-
-
-def peaks(rank: Rank, jobs: list[Job]) -> list[int]:
-    """Bytes at the peak of the last step of each job, above what was allocated before it."""
-    found: list[int] = []
-    for job in jobs:
-        gc.collect()
-        with Allocated() as allocated:
-            of_steps: list[int] = []
-
-            def on_step(step: int, metrics: dict[str, float], here: list[int] = of_steps) -> None:
-                here.append(allocated.peak)
-                allocated.restart()
-
-            assert run_rank(job, rank, on_step) == "finished"
-        found.append(of_steps[-1])
-    return found
 
 
 @pytest.mark.parametrize("ranks", RUNS)

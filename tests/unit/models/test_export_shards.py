@@ -281,7 +281,7 @@ def test_shards_are_dealt_to_ranks_all_over_the_run() -> None:
 
 def test_a_file_has_every_type_of_tensor_as_safetensors_reads_them(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    types = [one for one in shards._TYPES if one not in (torch.uint64, torch.uint32, torch.uint16)]
+    types = [one for one in shards.TYPES if one not in (torch.uint64, torch.uint32, torch.uint16)]
     tensors = {str(one): (torch.rand(3, 5, generator=generator) * 100).to(one) for one in types}
     tensors |= {"none": torch.empty(0, 4), "one": torch.tensor(1.5), "turned": tensors["torch.float32"].T}
     ordered = dict(sorted(tensors.items(), key=lambda one: -one[1].itemsize))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from shardyard.engine.checkpoint.tree import as_json, dtype_of, from_json
 from shardyard.errors import CheckpointError
+from shardyard.models.export.shards import TYPES
 
 SUFFIX = ".safetensors"
 RANDOM = "random"
@@ -31,19 +32,6 @@ _LAYOUT = "shardyard.rank.1"
 _ALIGNED_BYTES = 64
 _LARGEST_HEADER_BYTES = 100_000_000
 _STAGED_BYTES = 16 << 20
-# Names of safetensors for types of torch.
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass
@@ -96,8 +84,8 @@ def rank_file(members: Mapping[str, object], random: str) -> RankFile:
     places: dict[str, object] = {"__metadata__": metadata}
     for block in blocks:
         places[block.name] = {
-            "dtype": _NAMES.get(block.values.dtype, "U8"),
-            "shape": list(block.values.shape if block.values.dtype in _NAMES else [block.values.nbytes]),
+            "dtype": TYPES.get(block.values.dtype, "U8"),
+            "shape": list(block.values.shape if block.values.dtype in TYPES else [block.values.nbytes]),
             "data_offsets": [block.offset, block.offset + block.values.nbytes],
         }
     text = json.dumps(places).encode()

@@ -35,6 +35,7 @@ from shardyard.errors import CheckpointError, ModelError, RunFolderError, UsageE
 from shardyard.models.build import auto_class, construct, module_skeleton
 from shardyard.models.export.card import TrainedRun, model_card
 from shardyard.models.export.export import export_model
+from shardyard.models.fused import fuse_activations
 from shardyard.models.outside import load_module_weights, read_config
 from shardyard.models.size.measure import measure_recipe
 from shardyard.objectives.registry import objective_spec
@@ -206,6 +207,8 @@ def _from_folder(folder: RunFolder, path: Path, *, trust: bool, report: Callable
         model = auto_class(recipe.objective, recipe.model.family).from_pretrained(
             path, dtype="auto", attn_implementation=recipe.model.attention, trust_remote_code=False, **places
         )
+    # As it was trained: operations that round otherwise would be measured otherwise.
+    fuse_activations(model)
     # The parts of a spread model send each other what they compute.
     device = device if spread is None else model.device
     model = model.to(device) if spread is None else model

@@ -1,4 +1,4 @@
-"""Folders of local Rays, such as /tmp/ray/session_2026-11-30_06-19-35_225562_13276, which Ray never removes.
+"""Folders of local Rays (`session_*` in Ray's temporary folder), which Ray never removes.
 
 A folder of ours holds a file on which its driver has a lock for as long as it lives, however it ends.
 """

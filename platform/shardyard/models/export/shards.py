@@ -28,7 +28,7 @@ MEETING_SECONDS = 10.0
 # After this many bytes a file is synced, so that no rank leaves the disk much work for the end.
 _SYNC_BYTES = 1 << 30
 # Source: the format's description and safetensors' own names of types.
-_TYPES = {
+TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -63,7 +63,7 @@ class ShardFile:
             self._at[name] = end
             end += tensor.nbytes
             offsets = [self._at[name], end]
-            fields[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            fields[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         header = json.dumps(fields, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         self._begin = 8 + len(header)
