@@ -127,7 +127,10 @@ def attempt(
         logs=job.folder.logs,
     )
     spares = kept is not None and job.recipe.cluster.spares and job.recipe.cluster.max_failures > 0
-    stopped = lambda: job.folder.stop_requested() is not None  # noqa: E731
+
+    def stopped() -> bool:
+        return job.folder.stop_requested() is not None
+
     cluster = job.recipe.cluster
     watchdog = Watchdog(cluster.watchdog, job.folder, cluster.network.timeout)
     group = WorkerGroup(demand, placement, setup, stopped, spares=spares, watchdog=watchdog)
