@@ -274,7 +274,10 @@ function shown(plan) {
     ["Tokens a step", whole(plan.tokens_per_step)],
     ["Micro-batch × accumulation", plan.micro_batch && `${plan.micro_batch} × ${plan.accumulation}`],
     ["FLOPs", count(plan.flops)],
-    ["Checkpoint every", plan.checkpoint_seconds ? `${whole(plan.checkpoint_seconds)} s` : whole(plan.checkpoint_every)],
+    [
+      "Checkpoint every",
+      plan.checkpoint_seconds ? `${whole(plan.checkpoint_seconds)} s` : whole(plan.checkpoint_every),
+    ],
     ["Evaluation every", whole(plan.evaluate_every)],
   ];
   return [
