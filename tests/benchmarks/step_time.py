@@ -8,7 +8,8 @@ figure is the ratio of their step times with its 95 % interval over pairs of tur
 
 Arms: `plain` (gpt/quickstart), `accumulation` (in four micro-batches), `stage3`, `20m` (19 million parameters, rows of
 256 tokens), `25m` and `25m-fp32` (25 million parameters, rows of 512 tokens: also the share of the rate of products of
-matrices that training reaches, measured between turns), and `whole`: what W&B, evaluations and checkpoints add to a
+matrices that training reaches, measured between turns), `25m-compiled` (with `model.compile`, which the opponent has
+not), and `whole`: what W&B, evaluations and checkpoints add to a
 run from its first step to the exported model. `--trainer`: transformers' Trainer with DeepSpeed takes turns as a third
 (`trainer_deepspeed.py`).
 """
@@ -67,6 +68,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "20m": (f"model.config={LARGER}", "train.global_batch=4", "optimizer.lr=1e-3"),
     "25m": LONG,
     "25m-fp32": (*LONG, "train.precision=fp32"),
+    "25m-compiled": (*LONG, "model.compile=true"),
 }
 # Whether this CPU has units for bf16; where it has not, steps take several times as long.
 FAST = bool(bf16_here(gpu=False).units)
