@@ -10,6 +10,7 @@ the same memory on a CPU wherever it is: what `cpu` moves is on a GPU otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import sys
 import tempfile
@@ -37,9 +38,13 @@ PLACES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes over the imported process, seconds of a step, bytes of the rank's files, and the last loss."""
+    """Bytes over the imported process, seconds of a step, bytes of the rank's files, and the last loss.
+
+    peak: of the whole run, with its start. steps: from the end of the first step to that of the last.
+    """
 
     peak: int
+    steps: int
     step_seconds: float
     files: int
     loss: float
@@ -55,22 +60,35 @@ def measure(rank: Rank, job: Job, disk: str) -> Measured:
     """Train one job and watch this rank's memory."""
     gc.collect()
     before, peaks, files, done = anonymous_bytes(), [0], [0], threading.Event()
+    in_steps: list[int] = [0]
+    training = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
             peaks.append(anonymous_bytes())
-            swapped = list(Path(disk).rglob("*.swp"))
-            files.append(sum(path.stat().st_size for path in swapped))
+            if training.is_set():
+                in_steps.append(peaks[-1])
+            # The optimizer renames and removes its files meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                files.append(sum(path.stat().st_size for path in Path(disk).rglob("*.swp")))
+
+    def after(step: int, _: dict[str, float]) -> None:
+        if step == 1:
+            training.set()
+        if step == job.plan.steps:
+            training.clear()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    run_rank(job, rank)
+    run_rank(job, rank, on_step=after)
     done.set()
     watcher.join()
     lines = read_metrics(job.folder.metrics)
     seconds = sorted(line["perf/step_seconds"] for line in lines if "perf/step_seconds" in line)
     middle = seconds[len(seconds) // 2] if seconds else float("nan")
-    return Measured(max(peaks) - before, middle, max(files) // rank.world_size, lines[-1]["train/loss"])
+    return Measured(
+        max(peaks) - before, max(in_steps) - before, middle, max(files) // rank.world_size, lines[-1]["train/loss"]
+    )
 
 
 def make_job(folder: Path, parameters: float, ranks: int, zero: dict[str, Any], sub_group: int) -> Job:
@@ -103,8 +121,8 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=None, help="a folder on a local disk")
     given = parser.parse_args()
     out = sys.stdout.write
-    out("| optimizer states | peak a rank | counted | files a rank | counted | step | loss |\n")
-    out("|---|---|---|---|---|---|---|\n")
+    out("| optimizer states | peak a rank | of steps | counted | files a rank | counted | step | loss |\n")
+    out("|---|---|---|---|---|---|---|---|\n")
     for place in given.places:
         with tempfile.TemporaryDirectory(dir=given.dir) as temporary:
             folder = Path(temporary)
@@ -115,7 +133,7 @@ def main() -> None:
             found = run_ranks(given.ranks, measure, job, str(folder / "disk"))
             took = time.monotonic() - began
             peak, files = max(one.peak for one in found), max(one.files for one in found)
-            sizes = (peak, counted, files, memory.swapped_bytes)
+            sizes = (peak, max(one.steps for one in found), counted, files, memory.swapped_bytes)
             cells = " | ".join(f"{size / GIB:.2f} GiB" for size in sizes)
             out(f"| {place} | {cells} | {found[0].step_seconds:.1f} s | {found[0].loss:.4f} |\n")
             sys.stderr.write(f"{place}: {took:.0f} s, {memory}\n")

@@ -165,11 +165,13 @@ def begin_sigmoid(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class SavedTogether:
-    """Weights that `save_pretrained` converts together: their names, those in the file (meta), and the conversion."""
+    """Weights that `save_pretrained` converts together: their names, those in the file (meta), the conversion, and
+    whether it only renames."""
 
     names: tuple[str, ...]
     outputs: Mapping[str, Tensor]
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    renames: bool = False
 
 
 def saved_together(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> list[SavedTogether]:
@@ -185,7 +187,7 @@ def saved_together(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> lis
         one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
     ]
     if not conversions:
-        return [SavedTogether((name,), {name: tensor}, dict) for name, tensor in given.items()]
+        return [SavedTogether((name,), {name: tensor}, dict, renames=True) for name, tensor in given.items()]
     # What `revert_weight_conversion` would look up for each group again.
     model._weight_conversions = conversions
     whole: dict[str, Tensor] = revert_weight_conversion(model, dict(given))
@@ -193,7 +195,10 @@ def saved_together(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> lis
     renamed = {name_of[id(tensor)]: new for new, tensor in whole.items() if id(tensor) in name_of}
     converters = [one.reverse_transform() for one in conversions[::-1] if isinstance(one, WeightConverter)]
     changed = _converted(model, {name: given[name] for name in given if name not in renamed}, converters)
-    found = [SavedTogether((old,), {new: given[old]}, partial(_renamed, old, new)) for old, new in renamed.items()]
+    found = [
+        SavedTogether((old,), {new: given[old]}, partial(_renamed, old, new), renames=True)
+        for old, new in renamed.items()
+    ]
     found += changed
     outputs = {name: tensor.shape for one in found for name, tensor in one.outputs.items()}
     if outputs != {name: tensor.shape for name, tensor in whole.items()}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +30,20 @@ class WeightSource(Protocol):
 
     def read(self, names: Sequence[str], keepers: Collection[int]) -> Mapping[str, Tensor]:
         """These weights, whole, on the CPU or where they are; nothing on ranks that are not among `keepers`."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A collective source that can also read a weight piece by piece, so that no rank holds a large one whole."""
+
+    def goes_in_parts(self, name: str) -> bool:
+        """Whether `parts` can read this weight; the same answer on all ranks."""
+        ...
+
+    def parts(self, name: str, keepers: Collection[int]) -> Iterator[tuple[int, Tensor | None]]:
+        """Pieces of the flat weight in order, each with the number of its first element; None on ranks that are not
+        among `keepers`. All ranks go through this together."""
         ...
 
 

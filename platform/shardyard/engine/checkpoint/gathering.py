@@ -5,12 +5,15 @@ DeepSpeed's own gathering makes it whole on every rank, and twice, because gloo 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, distributed
+
+# What a keeper holds of a weight that it gets in parts.
+PART_BYTES = 16 << 20
 
 
 def can_be_sent(parameter: Any) -> bool:
@@ -39,6 +42,48 @@ def sent(parameter: Any, keepers: Collection[int], rank: int) -> Tensor | None:
         if received is not None:
             # The last part is filled up to the size of the others.
             found = received[: parameter.ds_numel].view(parameter.ds_shape)
+    return found
+
+
+def can_be_sent_in_parts(parameter: Any) -> bool:
+    """Whether `sent_in_parts` works: for parts on the CPU, over gloo. NCCL would make a communicator of each pair."""
+    partitioned = can_be_sent(parameter) and parameter.ds_status is not ZeroParamStatus.AVAILABLE
+    return partitioned and parameter.ds_tensor.device.type == "cpu"
+
+
+def sent_in_parts(parameter: Any, keepers: Collection[int], rank: int) -> Iterator[tuple[int, Tensor | None]]:
+    """The whole parameter piece by piece, of at most `PART_BYTES`; all ranks go through this together.
+
+    Args:
+        keepers, rank: as for `sent`.
+
+    Yields:
+        Where a piece begins in the flat parameter, and its numbers on the CPU of a keeper; None elsewhere.
+    """
+    members = distributed.get_process_group_ranks(parameter.ds_process_group)
+    receivers = [keeper for keeper in sorted(keepers) if keeper in members]
+    held = parameter.ds_tensor.detach().view(-1)
+    at_once = max(1, PART_BYTES // held.element_size())
+    for index, member in enumerate(members):
+        begin = index * held.numel()
+        # The last part is filled up to the size of the others.
+        for first in range(0, max(0, min(held.numel(), parameter.ds_numel - begin)), at_once):
+            size = min(at_once, held.numel() - first, parameter.ds_numel - begin - first)
+            piece = _passed(held[first : first + size], member, receivers, parameter.ds_process_group, rank)
+            yield begin + first, piece
+
+
+def _passed(own: Tensor, member: int, receivers: list[int], group: Any, rank: int) -> Tensor | None:
+    """`own` of one rank on those that receive it."""
+    if rank == member:
+        for receiver in receivers:
+            if receiver != rank:
+                distributed.send(own, receiver, group=group)
+        return own if rank in receivers else None
+    if rank not in receivers:
+        return None
+    found = torch.empty_like(own)
+    distributed.recv(found, src=member, group=group)
     return found
 
 

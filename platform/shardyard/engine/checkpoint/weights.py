@@ -23,7 +23,7 @@ from shardyard.engine.checkpoint.expert_weights import (
     is_stacked,
     parallel_layers,
 )
-from shardyard.engine.checkpoint.gathering import can_be_sent, sent
+from shardyard.engine.checkpoint.gathering import can_be_sent, can_be_sent_in_parts, sent, sent_in_parts
 from shardyard.engine.checkpoint.partitions import partitioned_weights
 from shardyard.engine.checkpoint.shards import opened
 from shardyard.engine.checkpoint.stored import Stored, in_file
@@ -71,6 +71,15 @@ class EngineWeights:
             with whole([self._held[name] for name in batch]):
                 found |= self._kept(batch, keepers)
         return found
+
+    def goes_in_parts(self, name: str) -> bool:
+        """Whether `parts` can read this weight."""
+        plain = self.collective and name not in self._split and name not in self._experts
+        return plain and can_be_sent_in_parts(self._held[name])
+
+    def parts(self, name: str, keepers: Collection[int]) -> Iterator[tuple[int, Tensor | None]]:
+        """The flat weight piece by piece, on the ranks that keep it."""
+        return sent_in_parts(self._held[name], keepers, self._mesh.rank)
 
     def _kept(self, names: Sequence[str], keepers: Collection[int]) -> dict[str, Tensor]:
         """Copies on the CPU, because gathered memory is freed afterwards."""

@@ -32,11 +32,13 @@ class Unit:
     """Weights that can only be converted together.
 
     sources: their names where they come from. outputs: what is written, by name (meta). make: these from those.
+    as_it_is: whether it is one weight whose numbers are written in their order.
     """
 
     sources: tuple[str, ...]
     outputs: Mapping[str, Tensor]
     make: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    as_it_is: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Piece:
     def sources(self) -> list[str]:
         """The names of all weights that are read, each once."""
         return list(dict.fromkeys(name for unit in self.units for name in unit.sources))
+
+    @property
+    def large(self) -> tuple[str, str] | None:
+        """Of a piece that is one large weight as it is: its name where it comes from, and in the file."""
+        if len(self.units) > 1 or not self.units[0].as_it_is or _nbytes(self.units[0]) <= PIECE_BYTES:
+            return None
+        return self.units[0].sources[0], next(iter(self.units[0].outputs))
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def units_of(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> list[Unit
     for together in saved_together(model, kept):
         from_source = {name: sources[name] for name in together.names}
         make = partial(_make, from_source, frozenset(scalars), together.convert)
-        units.append(Unit(tuple(dict.fromkeys(from_source.values())), together.outputs, make))
+        units.append(Unit(tuple(dict.fromkeys(from_source.values())), together.outputs, make, together.renames))
     return units
 
 
@@ -159,7 +168,7 @@ def units_of_names(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> l
     units = []
     for name, source in names.items():
         make = partial(_reshaped, name, source, tensors[name].shape)
-        units.append(Unit((source,), {name: tensors[name]}, make))
+        units.append(Unit((source,), {name: tensors[name]}, make, as_it_is=True))
     return units
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from shardyard import freed_memory
 from shardyard.models.export.layout import INDEX, Layout, Piece
 from shardyard.models.export.together import until_all
-from shardyard.models.weight_source import Ranks, WeightSource
+from shardyard.models.weight_source import InParts, Ranks, WeightSource
 
 # Longest wait of a rank for its own disk before it tells the others that it still writes.
 MEETING_SECONDS = 10.0
@@ -79,6 +81,14 @@ class ShardFile:
             self._write(plain.view(torch.uint8).numpy(), self._begin + self._at[name])
         self._left.remove(name)
 
+    def write_part(self, name: str, first: int, part: Tensor) -> None:
+        """Write numbers of a tensor from the `first` one of the flat tensor on."""
+        self._write(part.view(torch.uint8).numpy(), self._begin + self._at[name] + first * part.itemsize)
+
+    def is_whole(self, name: str) -> None:
+        """All parts of a tensor are written."""
+        self._left.remove(name)
+
     def close(self) -> None:
         """Close the file, which has all of its tensors."""
         assert not self._left, f"never written: {sorted(self._left)[:3]}"
@@ -120,6 +130,10 @@ class _Writer:
         """Begin to write a piece; the one before it is done."""
         self._pending = self._pool.submit(self._write, piece, weights)
 
+    def start_part(self, name: str, first: int, part: Tensor) -> None:
+        """Begin to write a part of a weight; the one before it is done."""
+        self._pending = self._pool.submit(self._write_part, name, first, part)
+
     def start_all(self, source: WeightSource, rank: int) -> None:
         """Begin to read and write all pieces of this rank, at its own pace."""
         self._pending = self._pool.submit(self._write_all, source, rank)
@@ -156,9 +170,22 @@ class _Writer:
                     self._write_tensor(self._names[name], name, tensor)
 
     def _write_tensor(self, file: str, name: str, tensor: Tensor) -> None:
+        self._file(file).write(name, tensor)
+        self._close_if_whole(file)
+
+    def _write_part(self, name: str, first: int, part: Tensor) -> None:
+        file = self._names[name]
+        self._file(file).write_part(name, first, part)
+        if first + part.numel() == self._layout.shards[file][name].numel():
+            self._files[file].is_whole(name)
+            self._close_if_whole(file)
+
+    def _file(self, file: str) -> ShardFile:
         if file not in self._files:
             self._files[file] = ShardFile(self._folder / file, self._layout.shards[file])
-        self._files[file].write(name, tensor)
+        return self._files[file]
+
+    def _close_if_whole(self, file: str) -> None:
         self._left[file] -= 1
         if not self._left[file]:
             self._files.pop(file).close()
@@ -184,14 +211,52 @@ def write_shards(folder: Path, layout: Layout, source: WeightSource, ranks: Rank
 
 
 def _write_together(writer: _Writer, layout: Layout, source: WeightSource, ranks: Ranks) -> None:
-    for piece in layout.pieces:
-        own = ranks.index in piece.writers
-        until_all(ranks, partial(writer.is_done, MEETING_SECONDS) if own else lambda: True)
-        weights = source.read(piece.sources, piece.writers)
-        if own:
-            writer.start(piece, weights)
-        # Only the writer keeps them, and no longer than it writes.
-        del weights
+    for large, pieces in _turns(layout.pieces, source):
+        if isinstance(source, InParts) and large:
+            _write_in_parts(pieces, writer, source, ranks)
+            continue
+        for piece in pieces:
+            _wait_for(piece, writer, ranks)
+            weights = source.read(piece.sources, piece.writers)
+            if ranks.index in piece.writers:
+                writer.start(piece, weights)
+            # Only the writer keeps them, and no longer than it writes.
+            del weights
+
+
+def _turns(pieces: Sequence[Piece], source: WeightSource) -> Iterator[tuple[bool, list[Piece]]]:
+    """Neighbouring pieces that go in parts and have different writers, and single others."""
+    together: list[Piece] = []
+    for piece in pieces:
+        in_parts = isinstance(source, InParts) and piece.large is not None and source.goes_in_parts(piece.large[0])
+        if together and not (in_parts and all(piece.writers.isdisjoint(other.writers) for other in together)):
+            yield True, together
+            together = []
+        if in_parts:
+            together.append(piece)
+        else:
+            yield False, [piece]
+    if together:
+        yield True, together
+
+
+def _write_in_parts(pieces: Sequence[Piece], writer: _Writer, source: InParts, ranks: Ranks) -> None:
+    """Write large weights, a part of each in turn: one rank writes while the next one receives."""
+    left = [(piece, *piece.large) for piece in pieces if piece.large is not None]
+    turns = deque((piece, into, source.parts(name, piece.writers)) for piece, name, into in left)
+    while turns:
+        piece, into, parts = turns.popleft()
+        _wait_for(piece, writer, ranks)
+        for first, part in islice(parts, 1):
+            if part is not None:
+                writer.start_part(into, first, part)
+            turns.append((piece, into, parts))
+
+
+def _wait_for(piece: Piece, writer: _Writer, ranks: Ranks) -> None:
+    """Wait until the writers of a piece have written what they have begun."""
+    own = ranks.index in piece.writers
+    until_all(ranks, partial(writer.is_done, MEETING_SECONDS) if own else lambda: True)
 
 
 def write_index(folder: Path, layout: Layout, *, parameters: int | None = None) -> None:
