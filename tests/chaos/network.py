@@ -7,14 +7,18 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psutil
 
 from chaos.box import INJECT, Box
-from chaos.cell import Cell, Outcome, Where
-from chaos.trial import AT, EVERY, STEPS, Fault, Trial
+from chaos.cell import Cell, Outcome, Where, told
+from chaos.trial import AT, EVERY, STEPS, Fault, State, Trial
 from support.cli import write_recipe
 from support.hosts import Host, hosts
 from support.tiny import write_corpus
@@ -23,6 +27,9 @@ from support.waiting import until
 # Collectives wait so long for a rank that does not answer.
 TIMEOUT_SECONDS = 15
 NOBODY = "02:00:00:00:00:99"
+DRIVER, HEAD = "shardyard.launch.jobs.driver", "gcs_server"
+# Names of the processes of a run.
+OF_A_RUN = (DRIVER, "RankWorker")
 
 
 def _kill(alpha: Host, beta: Host) -> None:
@@ -50,10 +57,37 @@ def _one_way(alpha: Host, beta: Host) -> None:
     _lose(beta, alpha)
 
 
-def _between(hurt: Callable[[Host, Host], None], where: Where) -> Outcome:
-    """Two hosts with a rank each; the fault strikes in step 25. Then the first host has room for both ranks."""
-    reference = where.reference()
-    folder = where.cell
+@dataclass(frozen=True)
+class Job:
+    """A submitted job whose rank 0 stands in step 25, with a rank on each of two hosts. Each has room for both."""
+
+    alpha: Host
+    beta: Host
+    one: Trial
+
+    def go_on(self) -> None:
+        """Let rank 0 go on."""
+        (self.one.box.folder / "marks" / "held.go").touch()
+
+    def of(self, host: Host, *names: str) -> list[psutil.Process]:
+        """Processes of a host with one of these names in their command lines."""
+        found = []
+        for process in host.processes():
+            with contextlib.suppress(psutil.Error):
+                if any(name in " ".join(process.cmdline()) for name in names):
+                    found.append(process)
+        return found
+
+    def resume(self, **variables: str) -> str:
+        """Resume the run by one command on the first host; how it went on."""
+        done = self.alpha.shardyard("resume", "latest", "--runs-dir", self.one.runs, timeout=400, **variables)
+        if done.returncode != 0:
+            return f"not at all: {(done.stdout + done.stderr).strip()[-200:]}"
+        return "ended; `resume` 1×"
+
+
+@contextmanager
+def _job(folder: Path) -> Iterator[Job]:
     for name in ("marks", "log", "tmp", "ray"):
         (folder / name).mkdir(parents=True)
     settings = {
@@ -77,32 +111,94 @@ def _between(hurt: Callable[[Host, Host], None], where: Where) -> Outcome:
         shutil.copy(alpha.record()["token_path"], beta.home / "token")
         done = beta.shardyard("cluster", "join", f"{alpha.address}:6379", "--cpus", 2, **variables)
         assert done.returncode == 0, done.stderr
-        runs = folder / "runs"
-        done = alpha.shardyard("submit", recipe, "--name", "hurt", "-q", "--runs-dir", runs)
+        one = Trial(Box(folder, os.getpid()), recipe)
+        done = alpha.shardyard("submit", recipe, "--name", "hurt", "-q", "--runs-dir", one.runs)
         assert done.returncode == 0, done.stdout + done.stderr
         until((folder / "marks" / "held.0").exists, "rank 0 stands in step 25")
-        one = Trial(Box(folder, os.getpid()), recipe)
         assert len(one.lines_of_info()["placement"]) == 2, "a rank on each host"
-        one.note_fault()
-        hurt(alpha, beta)
-        (folder / "marks" / "held.go").touch()
-        done = alpha.shardyard("wait", "hurt", timeout=400)
-        measured = one.measured()
-        differs = (
-            one.state().differs(reference) if done.returncode == 0 else f"code {done.returncode}: {done.stdout[-200:]}"
-        )
-        for host in (alpha, beta):
-            host.shardyard("cluster", "down")
-        left = _left(alpha, beta)
+        yield Job(alpha, beta, one)
+
+
+def _ended(job: Job, went_on: str, reference: State, said: str) -> Outcome:
+    """The outcome, and what outlives `cluster down`."""
+    failed = went_on.startswith("not at all")
+    differs = "not finished" if failed else job.one.state().differs(reference)
+    measured = job.one.measured()
+    for host in (job.alpha, job.beta):
+        host.shardyard("cluster", "down")
+    left = _left(job.alpha, job.beta)
     return Outcome(
-        "by itself" if done.returncode == 0 else "not at all",
+        went_on,
         differs or "bitwise",
         measured.detected,
         measured.next_step,
         measured.lost,
         left,
+        said,
         good=not differs and not left,
     )
+
+
+def _between(hurt: Callable[[Host, Host], None], where: Where) -> Outcome:
+    """The fault strikes while rank 0 stands; the job goes on by itself, on the first host."""
+    reference = where.reference()
+    with _job(where.cell) as job:
+        job.one.note_fault()
+        hurt(job.alpha, job.beta)
+        job.go_on()
+        done = job.alpha.shardyard("wait", "hurt", timeout=400)
+        went_on = "by itself" if done.returncode == 0 else f"not at all: code {done.returncode}: {done.stdout[-200:]}"
+        return _ended(job, went_on, reference, told(job.one))
+
+
+def _cut_off(name: str, where: Where) -> Outcome:
+    """The driver of a submitted job, or the head of its cluster, dies; ranks must end, and one command goes on."""
+    reference = where.reference()
+    with _job(where.cell) as job:
+        victims = job.of(job.alpha, name)
+        assert victims, f"no {name}"
+        job.one.note_fault()
+        began = time.monotonic()
+        for victim in victims:
+            victim.kill()
+        job.go_on()
+        until(
+            lambda: not [one for host in (job.alpha, job.beta) for one in job.of(host, *OF_A_RUN)],
+            lambda: f"ranks and driver end: {[job.of(host, *OF_A_RUN) for host in (job.alpha, job.beta)]}",
+            seconds=120,
+        )
+        seconds = time.monotonic() - began
+        said = job.alpha.shardyard("wait", "hurt", timeout=120)
+        if name == HEAD:
+            # A person starts the cluster anew; here one host is enough.
+            for host in (job.beta, job.alpha):
+                host.shardyard("cluster", "down")
+            variables = {}
+        else:
+            variables = {"RAY_ADDRESS": f"{job.alpha.address}:6379"}
+        went_on = job.resume(CHAOS_LOG=str(where.cell / "log"), PYTHONPATH=str(INJECT), **variables)
+        last = (said.stdout + said.stderr).strip().splitlines()[-1:]
+        text = f"ranks and driver ended after {seconds:.1f} s; `wait`: code {said.returncode}, {''.join(last)[:120]}"
+        found = _ended(job, went_on, reference, text)
+        return Outcome(**{**vars(found), "detected": seconds})
+
+
+def _dashboard(where: Where) -> Outcome:
+    """Ray's dashboard, which takes submissions, dies; the run must not notice."""
+    reference = where.reference()
+    with _job(where.cell) as job:
+        victims = job.of(job.alpha, "dashboard/dashboard.py", "ray-dashboard")
+        assert victims, "no dashboard"
+        job.one.note_fault()
+        for victim in victims:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+        job.go_on()
+        until(lambda: job.one.lines_of_info()["state"] == "finished", "the run finishes", seconds=300)
+        said = job.alpha.shardyard("wait", "hurt", timeout=120)
+        last = (said.stdout + said.stderr).strip().splitlines()[-1:]
+        text = f"the run went on undisturbed; `wait`: code {said.returncode}, {''.join(last)[:120]}"
+        return _ended(job, "by itself", reference, text)
 
 
 def _left(*made: Host) -> list[str]:
@@ -124,7 +220,14 @@ def cells() -> list[Cell]:
         "black-hole": ("packets between hosts vanish", "both hosts send to an address that nobody has", _black_hole),
         "one-way": ("packets vanish one way", "one host sends to an address that nobody has", _one_way),
     }
+    around = "processes around the ranks"
+    killed = "kill -9 on the head's host, in step 25 of a submitted job"
     return [
-        Cell(name, "nodes and networks", fault, f"{how}, in step 25 of a submitted job", partial(_between, hurt))
-        for name, (fault, how, hurt) in faults.items()
+        *(
+            Cell(name, "nodes and networks", fault, f"{how}, in step 25 of a submitted job", partial(_between, hurt))
+            for name, (fault, how, hurt) in faults.items()
+        ),
+        Cell("submit-driver", around, "the driver of a submitted job dies", killed, partial(_cut_off, DRIVER)),
+        Cell("cluster-head", around, "the head of a cluster dies", killed, partial(_cut_off, HEAD)),
+        Cell("dashboard", around, "the dashboard of a cluster dies", killed, _dashboard),
     ]

@@ -38,7 +38,7 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     """Train from the newest checkpoint, or from the beginning, to the end; the caller saves the last checkpoint.
 
     Args:
-        until: pause after this step, with a checkpoint.
+        until: pause after this step, with a checkpoint; at once if the newest checkpoint is not before it.
 
     Returns:
         `finished` if all steps are done or early stopping ended the run; otherwise the reason of the stop. A stopped
@@ -53,6 +53,9 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
     done = session.restore()
     if done < session.plan.steps and (stopped := _stopped_before_start(session)) is not None:
         return stopped
+    if until is not None and until <= done < session.plan.steps:
+        # A process that died between this checkpoint and its own end, or a command that is given again.
+        return "paused"
     left = session.plan.steps - done
     watch_compilation()
     profiler = StepProfiler(

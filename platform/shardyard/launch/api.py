@@ -124,7 +124,7 @@ def resume(
     texts = as_overrides(overrides) if isinstance(overrides, Mapping) else list(overrides)
     with Lease.take(folder, take_over=take_over) as lease:
         folder.clear_stop()
-        planned = plan_resumed(folder, runs, texts, local=local, step=step)
+        planned = plan_resumed(folder, runs, texts, local=local, step=step, until=until)
         _train(planned, folder, lease, _Callbacks(on_metrics, on_event, stop or Stop()), until=until, trust=trust)
     return Run(folder.path)
 

@@ -117,7 +117,7 @@ def resume(
 
             folder.clear_stop()
             signals.attach(folder)
-            planned = plan_resumed(folder, runs, overrides or [], local=local, step=step)
+            planned = plan_resumed(folder, runs, overrides or [], local=local, step=step, until=until)
             return _train(planned, folder, signals, lease, until=until, quiet=quiet, trust=trust)
 
     return stoppable(work)

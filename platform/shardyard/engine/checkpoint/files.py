@@ -249,6 +249,12 @@ def committed_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def newest_good_step(checkpoints: Path) -> int:
+    """The step from which a run goes on, as long as no file is damaged; 0 without a checkpoint."""
+    good = (step_of(folder) for folder in reversed(committed_checkpoints(checkpoints)) if _is_marked_good(folder))
+    return next(good, 0)
+
+
 def step_of(folder: Path) -> int:
     """The step of a committed checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))

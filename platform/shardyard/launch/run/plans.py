@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from shardyard.engine.checkpoint.files import rewind
+from shardyard.engine.checkpoint.files import newest_good_step, rewind
 from shardyard.errors import UsageError
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.host import refuse_on_this_host
@@ -94,16 +94,19 @@ def plan_resumed(
     *,
     local: bool = False,
     step: int | None = None,
+    until: int | None = None,
 ) -> PlannedRun:
     """Plan a resumed run, with overrides written to its resolved.yaml. The caller holds its lease.
 
     Args:
         local: one rank in this process; always true for a run that began locally.
         step: reset the run to the checkpoint of this step, 0 to its start; later ones are set aside.
+        until: where the run shall pause.
 
     Raises:
-        UsageError: the initial weights have changed, or the checkpoint does not exist.
+        UsageError: the initial weights have changed, the checkpoint does not exist, or the run is past `until`.
     """
+    _refuse_past(folder, until, step)
     local = local or folder.info().local
     check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), [*as_before(folder), *overrides])
@@ -115,6 +118,15 @@ def plan_resumed(
     if overrides:
         keep_plan(folder, resolved_text(loaded.recipe, plan), as_dict(plan))
     return PlannedRun(loaded, plan, local)
+
+
+def _refuse_past(folder: RunFolder, until: int | None, step: int | None) -> None:
+    """Refuse a pause before the step from which the run goes on: it would train to the end."""
+    reached = newest_good_step(folder.checkpoints) if step is None else step
+    if until is not None and reached > until:
+        where = f"{folder.path} goes on from its checkpoint of step {reached}"
+        back = "" if step is not None else f" or go back first with --step N, where N is at most {until}"
+        raise UsageError(f"--until {until}: {where}, which is later. Name a later step{back}.")
 
 
 def _go_back(folder: RunFolder, step: int) -> None:
