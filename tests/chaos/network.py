@@ -173,9 +173,14 @@ def _cut_off(name: str, where: Where) -> Outcome:
             # A person starts the cluster anew; here one host is enough.
             for host in (job.beta, job.alpha):
                 host.shardyard("cluster", "down")
-            variables = {}
+            variables: dict[str, str] = {}
         else:
-            variables = {"RAY_ADDRESS": f"{job.alpha.address}:6379"}
+            record = job.alpha.record()
+            variables = {
+                "RAY_ADDRESS": record["gcs"],
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": record["token_path"],
+            }
         went_on = job.resume(CHAOS_LOG=str(where.cell / "log"), PYTHONPATH=str(INJECT), **variables)
         last = (said.stdout + said.stderr).strip().splitlines()[-1:]
         text = f"ranks and driver ended after {seconds:.1f} s; `wait`: code {said.returncode}, {''.join(last)[:120]}"

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 from shardyard.redaction import scrub_all
 
 logger = logging.getLogger(__name__)
+
+# Lines that wait for a disk with room: those of hours, and a few megabytes.
+MOST_WAITING = 10_000
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -62,48 +66,81 @@ def write_atomically(path: Path, text: str) -> None:
 class JsonlWriter:
     """Appends objects to a file, each as one line in one write, so that processes can share the file.
 
-    A line that cannot be written (full disk, vanished folder) is counted in `lost` and logged once: a run never fails
-    because of its logs. `problem` describes the first failure.
+    A line that cannot be written (full disk, vanished folder) waits, and is written with a later one or at the end: a
+    run never fails because of its logs. Of more than `MOST_WAITING` lines the oldest are dropped. `problem` describes
+    the failure while lines wait; it is logged once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lost = 0
         self.problem: str | None = None
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._late = 0
         self._descriptor: int | None = None
         self._torn = False
 
+    @property
+    def lost(self) -> int:
+        """The number of lines that are not in the file."""
+        return self._dropped + len(self._waiting)
+
     def append(self, record: Mapping[str, object]) -> bool:
-        """Write one line; False if it is lost. Never raises."""
+        """Write one line, after those that wait; False if it is not written yet. Never raises."""
         try:
             line = encode(record).encode("utf-8", errors="replace") + b"\n"
-            if self._descriptor is None:
-                self._open()
-            assert self._descriptor is not None
-            # A truncated line would corrupt this one; a newline separates them.
-            data = b"\n" + line if self._torn else line
-            written = os.write(self._descriptor, data)
-            self._torn = written < len(data)
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            self._count_loss(str(error))
+        except (TypeError, ValueError, RecursionError) as error:
+            self._dropped += 1
+            self._tell(str(error))
             return False
-        if self._torn:
-            self._count_loss("only part of a line was written")
-        return not self._torn
+        self._waiting.append(line)
+        if len(self._waiting) > MOST_WAITING:
+            self._waiting.popleft()
+            self._dropped += 1
+        return self._write(new=1)
+
+    def take_late(self) -> int:
+        """How many lines were written later than they came, since the last call; 0 while others still wait."""
+        late, self._late = (self._late, 0) if not self._waiting else (0, self._late)
+        return late
 
     def close(self) -> None:
+        """Write what waits, if that is possible by now, and close the file."""
+        self._write(new=0)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _write(self, *, new: int) -> bool:
+        """Write all that waits, of which the last `new` lines have just come; False if some of it could not be."""
+        late = len(self._waiting) - new
+        try:
+            while self._waiting:
+                if self._descriptor is None:
+                    self._open()
+                assert self._descriptor is not None
+                # A truncated line would corrupt this one; a newline separates them.
+                data = b"\n" + self._waiting[0] if self._torn else self._waiting[0]
+                written = os.write(self._descriptor, data)
+                self._torn = written < len(data)
+                if self._torn:
+                    self._tell("only part of a line was written")
+                    return False
+                self._waiting.popleft()
+        except OSError as error:
+            self._tell(str(error))
+            return False
+        self._late += late
+        self.problem = None
+        return True
 
     def _open(self) -> None:
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._torn = _ends_torn(self.path)
 
-    def _count_loss(self, reason: str) -> None:
-        self.lost += 1
+    def _tell(self, reason: str) -> None:
         if self.problem is None:
-            self.problem = f"{self.path} cannot be written ({reason}); the run continues, these lines are lost"
+            self.problem = f"{self.path} cannot be written ({reason}); the run continues, and its lines wait"
             logger.warning("%s", self.problem)
 
 

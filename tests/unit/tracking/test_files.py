@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shardyard.tracking import files
 from shardyard.tracking.files import JsonlTail, JsonlWriter, decode, encode, read_jsonl, write_atomically
 from support.waiting import PATIENCE_SECONDS, until
 
@@ -156,3 +157,48 @@ def test_a_full_disk_is_counted_and_told_once(tmp_path: Path, caplog: pytest.Log
     assert writer.problem is not None
     assert "No space left" in writer.problem
     assert len(caplog.records) == 1
+
+
+def test_lines_of_a_full_disk_are_written_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk takes half of a line, then nothing, then everything again."""
+    path = tmp_path / "metrics.jsonl"
+    writer, write, room = JsonlWriter(path), os.write, [1 << 20]
+
+    def limited(descriptor: int, data: bytes) -> int:
+        if room[0] == 0:
+            raise OSError(28, "No space left on device")
+        taken = data[: room[0]]
+        room[0] -= len(taken)
+        return write(descriptor, taken)
+
+    monkeypatch.setattr(os, "write", limited)
+    assert writer.append({"step": 1})
+    room[0] = 5
+    assert [writer.append({"step": step}) for step in (2, 3)] == [False, False]
+    assert read_jsonl(path) == [{"step": 1}]
+    assert (writer.lost, writer.take_late()) == (2, 0)
+    room[0] = 1 << 20
+    assert writer.append({"step": 4})
+    assert read_jsonl(path) == [{"step": step} for step in (1, 2, 3, 4)]
+    assert (writer.lost, writer.take_late(), writer.take_late(), writer.problem) == (0, 2, 0, None)
+    room[0] = 0
+    assert not writer.append({"step": 5})
+    room[0] = 1 << 20
+    writer.close()
+    assert (writer.lost, writer.take_late(), read_jsonl(path)[-1]) == (0, 1, {"step": 5})
+    assert len(caplog.records) == 2, "each outage is told once"
+
+
+def test_of_many_waiting_lines_the_oldest_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_WAITING", 2)
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    writer = JsonlWriter(path)
+    for step in range(5):
+        writer.append({"step": step})
+    assert writer.lost == 5
+    path.unlink()
+    writer.close()
+    assert writer.lost == 5, "a descriptor keeps its file"

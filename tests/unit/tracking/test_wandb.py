@@ -1,5 +1,6 @@
 """W&B mirrors the run folder and never costs anything: real offline runs, and servers and disks that fail."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -72,6 +73,22 @@ def test_the_tracker_writes_events_and_samples(run: RunFolder) -> None:
     assert (sample["prompt"], sample["text"]) == ("Once", " upon")
 
 
+def test_records_of_a_full_disk_come_late_and_the_run_says_so(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with Tracker(run) as tracker:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            tracker.record(StepRecord(1, METRICS))
+            tracker.record(StepRecord(2, METRICS))
+            assert tracker.lost == 2
+        tracker.record(StepRecord(3, METRICS))
+    assert [line["step"] for line in read_jsonl(run.metrics)] == [1, 2, 3]
+    (event,) = read_jsonl(run.events)
+    assert event["text"] == "metrics.jsonl could not be written for a while; 2 lines came late"
+
+
 def test_a_run_folder_that_vanishes_or_is_full_fails_no_run(run: RunFolder) -> None:
     run.metrics.symlink_to("/dev/full")
     tracker = Tracker(run)
@@ -87,22 +104,27 @@ def test_a_run_folder_that_vanishes_or_is_full_fails_no_run(run: RunFolder) -> N
 
 
 _ATTEMPT = """
-import sys
+import os, sys
 from pathlib import Path
 from shardyard.recipe.schema import Wandb
 from shardyard.tracking.wandb.mirror import WandbMirror
+from shardyard.tracking.wandb.quirks import leave_wandb
 mirror = WandbMirror(Wandb(project="p"), "run-id", "gpt", ["tag"], {"train": {"steps": 3}}, Path(sys.argv[1]))
 mirror.start()
 for step in range(3):
     mirror.log(step, {"train/loss": 1.0})
 mirror.finish(60)
 assert not mirror.problems, mirror.problems
-print(mirror.status().mode, mirror.status().place)
+print(mirror.status().mode, mirror.status().place, flush=True)
+leave_wandb()
+os._exit(0)  # as ranks end: by a signal
 """
 
 
 @pytest.mark.slow
-def test_an_offline_run_and_its_resumption_are_one_run(tmp_path: Path) -> None:
+def test_an_offline_run_and_its_resumption_are_one_run_and_leave_nothing(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     for attempt in (1, 2):
         done = subprocess.run(
             [sys.executable, "-c", _ATTEMPT, str(tmp_path)],
@@ -110,9 +132,11 @@ def test_an_offline_run_and_its_resumption_are_one_run(tmp_path: Path) -> None:
             text=True,
             timeout=PATIENCE_SECONDS,
             check=True,
+            env={**os.environ, "TMPDIR": str(temporary)},
         )
         mode, place = done.stdout.split()
         assert mode == "offline"
+        assert list(temporary.iterdir()) == []
         assert Path(place).is_dir()
         assert done.stderr == "", "W&B says nothing of its own"
         directories = list((tmp_path / "wandb").glob("offline-run-*"))

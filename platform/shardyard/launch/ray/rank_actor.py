@@ -29,6 +29,7 @@ from shardyard.launch.ray.process_group import join_process_group, leave_process
 from shardyard.launch.ray.ready import HEAVY, Ready, import_ahead, make_ready, outlive_sigterm
 from shardyard.launch.run.output import redirect_output
 from shardyard.recipe.schema import Network
+from shardyard.tracking.wandb.quirks import leave_wandb
 from shardyard.tracking.watch.beat import BEAT
 
 if TYPE_CHECKING:
@@ -170,8 +171,9 @@ class RankWorker:
         return outcome
 
     def leave(self) -> None:
-        """Leave the process group, before the process ends."""
+        """Leave the process group and what else outlives a process, before this one ends by a signal."""
         leave_process_group()
+        leave_wandb()
 
 
 def _note(seat: Seat, what: str) -> None:

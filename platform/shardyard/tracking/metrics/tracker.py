@@ -51,6 +51,7 @@ class Tracker:
             return
         self._step = record.step
         self._metrics.append(record.as_line())
+        self._tell_of_late_lines()
         for mirror in self._mirrors:
             mirror.log(record.step, record.metrics)
             self._report_mirror(mirror)
@@ -77,8 +78,16 @@ class Tracker:
         for mirror in self._mirrors:
             mirror.finish(max(0.0, until - time.monotonic()), outcome)
             self._report_mirror(mirror)
-        for writer in (self._metrics, self._events, self._samples):
+        self._metrics.close()
+        self._tell_of_late_lines()
+        for writer in (self._events, self._samples):
             writer.close()
+
+    def _tell_of_late_lines(self) -> None:
+        if late := self._metrics.take_late():
+            self.event(
+                Notice(text=f"{self.folder.metrics.name} could not be written for a while; {late} lines came late")
+            )
 
     def _is_ours(self) -> bool:
         try:
