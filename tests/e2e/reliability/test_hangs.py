@@ -1,4 +1,7 @@
-"""A run on Ray whose ranks hang in three ways: each is noticed, reported and restarted; and a slow rank is named."""
+"""A run on Ray whose ranks hang: this is noticed, reported and restarted; and a slow rank is named.
+
+A rank that skips a collective without a loop is in `tests/unit/engine/watch/test_collectives.py`, without the restart.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ def test_hangs_are_noticed_told_and_restarted(tmp_path: Path) -> None:
         tmp_path,
         write_corpus(tmp_path),
         cluster={"workers": 2, "max_failures": 5, "watchdog": {"hang_seconds": HANG_SECONDS}},
-        train={"steps": 90},
+        train={"steps": 80},
         evaluate={"every": 1000},
         checkpoint={"every": 10},
-        hooks=faults_in(marks, loops=25, skips=35, dawdles=45),
+        hooks=faults_in(marks, loops=25, dawdles=35),
     )
     with Command("launch", recipe, runs=tmp_path / "runs") as command:
         command.wait_for_step(8)
@@ -41,17 +44,15 @@ def test_hangs_are_noticed_told_and_restarted(tmp_path: Path) -> None:
         assert code == 0, output
         until(lambda: not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE], "gone")
     events = read_events(command.folder / "events.jsonl")
-    stopped, looped, skipped = (one for one in events if isinstance(one, Hang))
-    assert [hang.ranks for hang in (stopped, looped, skipped)] == [(1,), (1,), (1,)]
+    stopped, looped = (one for one in events if isinstance(one, Hang))
+    assert [hang.ranks for hang in (stopped, looped)] == [(1,), (1,)]
     assert "rank 1 is stopped by a signal (SIGSTOP)" in stopped.text
-    assert "rank 1 did not come to" in looped.text
+    assert "rank 1 did not come to all_reduce #1 of 3 float32" in looped.text
     assert looped.text.endswith("it is in forward")
     assert "faults.py" in _row(looped, 1)
     assert "before_forward" in _row(looped, 1)
-    assert "all_reduce #" in _row(looped, 0), "what the other one waits in"
-    assert "rank 1 did not come to all_reduce #1 of 3 float32" in skipped.text
-    assert "it waits in all_reduce #" in skipped.text
-    for hang in (stopped, looped, skipped):
+    assert "all_reduce #1 of 3 float32" in _row(looped, 0), "what the other one waits in"
+    for hang in (stopped, looped):
         folder = (command.folder / hang.report).parent
         assert {path.name for path in folder.iterdir()} >= {
             "report.txt",
@@ -62,10 +63,10 @@ def test_hangs_are_noticed_told_and_restarted(tmp_path: Path) -> None:
         }
         assert hang.seconds is not None
     failures = [one for one in events if isinstance(one, AttemptFailed)]
-    assert [(one.then, one.ranks) for one in failures] == [("retry", (1,))] * 3
+    assert [(one.then, one.ranks) for one in failures] == [("retry", (1,))] * 2
     (slow,) = [one for one in events if isinstance(one, Straggler)]
     assert (slow.rank, slow.part) == (1, "forward")
-    assert command.metrics()[-1]["step"] == 90
+    assert command.metrics()[-1]["step"] == 80
 
 
 def _row(hang: Hang, rank: int) -> str:

@@ -1,4 +1,4 @@
-"""A hook that makes a rank hang or dawdle: in an endless loop, by a collective that it skips, by sleeping."""
+"""A hook that makes a rank hang or dawdle: in an endless loop instead of a collective, by sleeping."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Faults(Hook):
     name = "faults"
     reads_metrics = False
 
-    def __init__(self, inputs: HookInputs, *, folder: str, loops: int, skips: int, dawdles: int) -> None:
+    def __init__(self, inputs: HookInputs, *, folder: str, loops: int, dawdles: int) -> None:
         super().__init__()
-        self.folder, self.at, self.dawdles = Path(folder), {"loop": loops, "skip": skips}, dawdles
+        self.folder, self.loops, self.dawdles = Path(folder), loops, dawdles
         self.rank, self.step = inputs.mesh.rank, 1
         self.own = distributed.new_group(backend="gloo")
         inputs.model.register_forward_pre_hook(self.before_forward)
@@ -34,24 +34,24 @@ class Faults(Hook):
     def before_forward(self, model: nn.Module, inputs: object) -> None:
         if not model.training:
             return
-        if self.rank == 1 and self.once("loop"):
+        if self.step == self.loops and self.once():
+            if self.rank == 0:
+                distributed.all_reduce(torch.ones(3), group=self.own)
             while True:
                 pass
-        if self.once("skip") and self.rank == 0:
-            distributed.all_reduce(torch.ones(3), group=self.own)
         if self.rank == 1 and self.step >= self.dawdles:
             time.sleep(DAWDLES_SECONDS)
 
-    def once(self, fault: str) -> bool:
-        """Whether a fault is due; it is marked by each rank for itself."""
-        mark = self.folder / f"{fault}-{self.rank}"
-        if self.step != self.at[fault] or mark.exists():
+    def once(self) -> bool:
+        """Whether the loop has not been yet; each rank marks it for itself."""
+        mark = self.folder / f"loop-{self.rank}"
+        if mark.exists():
             return False
         mark.touch()
         return True
 
 
-def faults_in(folder: Path, *, loops: int, skips: int, dawdles: int) -> list[dict[str, object]]:
+def faults_in(folder: Path, *, loops: int, dawdles: int) -> list[dict[str, object]]:
     """The `hooks` of a recipe with faults before these steps."""
-    options = {"folder": str(folder), "loops": loops, "skips": skips, "dawdles": dawdles}
+    options = {"folder": str(folder), "loops": loops, "dawdles": dawdles}
     return [{"name": f"{__file__}:Faults", "options": options}]

@@ -135,8 +135,9 @@ def _connect(settings: Cluster) -> None:
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ShardyardError(
-            f"{where} cannot be used: {_first_line(error)}. Check that it runs and that its version is "
-            f"{ray.__version__}; without RAY_ADDRESS and cluster.address a local one is started."
+            f"{where} cannot be used: {_first_line(error)}. Check that it runs, that its version is {ray.__version__}, "
+            "and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are set if it has a token (`shardyard cluster up` prints "
+            "them); without RAY_ADDRESS and cluster.address a local one is started."
         ) from error
 
 
