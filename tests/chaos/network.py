@@ -27,7 +27,10 @@ from support.waiting import until
 # Collectives wait so long for a rank that does not answer.
 TIMEOUT_SECONDS = 15
 NOBODY = "02:00:00:00:00:99"
+ENTRY = "shardyard.launch.jobs.entry"
 DRIVER, HEAD = "shardyard.launch.jobs.driver", "gcs_server"
+# A scheduler's time between SIGTERM and SIGKILL.
+GRACE_SECONDS = 30.0
 # Names of the processes of a run.
 OF_A_RUN = (DRIVER, "RankWorker")
 
@@ -77,6 +80,15 @@ class Job:
                 if any(name in " ".join(process.cmdline()) for name in names):
                     found.append(process)
         return found
+
+    def as_client(self) -> dict[str, str]:
+        """The environment that `cluster up` tells people to set."""
+        record = self.alpha.record()
+        return {
+            "RAY_ADDRESS": record["gcs"],
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": record["token_path"],
+        }
 
     def resume(self, **variables: str) -> str:
         """Resume the run by one command on the first host; how it went on."""
@@ -175,17 +187,39 @@ def _cut_off(name: str, where: Where) -> Outcome:
                 host.shardyard("cluster", "down")
             variables: dict[str, str] = {}
         else:
-            record = job.alpha.record()
-            variables = {
-                "RAY_ADDRESS": record["gcs"],
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": record["token_path"],
-            }
+            variables = job.as_client()
         went_on = job.resume(CHAOS_LOG=str(where.cell / "log"), PYTHONPATH=str(INJECT), **variables)
         last = (said.stdout + said.stderr).strip().splitlines()[-1:]
         text = f"ranks and driver ended after {seconds:.1f} s; `wait`: code {said.returncode}, {''.join(last)[:120]}"
         found = _ended(job, went_on, reference, text)
         return Outcome(**{**vars(found), "detected": seconds})
+
+
+def _terminated(where: Where) -> Outcome:
+    """SIGTERM to a submitted job, as schedulers send it; what runs after 30 s would be killed."""
+    reference = where.reference()
+    with _job(where.cell) as job:
+        victims = job.of(job.alpha, ENTRY)
+        assert victims, "no entry point"
+        job.one.note_fault()
+        began = time.monotonic()
+        for victim in victims:
+            victim.terminate()
+        job.go_on()
+        hosts_of_job = (job.alpha, job.beta)
+        until(
+            lambda: not [one for host in hosts_of_job for one in job.of(host, ENTRY, *OF_A_RUN)],
+            "the job ends",
+            seconds=120,
+        )
+        seconds = time.monotonic() - began
+        saved = max((path.name for path in (job.one.folder / "checkpoints").glob("step-*")), default="")
+        said = job.alpha.shardyard("wait", "hurt", timeout=120)
+        went_on = job.resume(CHAOS_LOG=str(where.cell / "log"), PYTHONPATH=str(INJECT), **job.as_client())
+        text = f"{seconds:.1f} s to {saved}; `wait`: code {said.returncode}"
+        found = _ended(job, went_on, reference, text)
+        good = found.good and saved in ("step-00000025", "step-00000026") and seconds < GRACE_SECONDS
+        return Outcome(**{**vars(found), "detected": seconds, "good": good})
 
 
 def _dashboard(where: Where) -> Outcome:
@@ -234,5 +268,12 @@ def cells() -> list[Cell]:
         ),
         Cell("submit-driver", around, "the driver of a submitted job dies", killed, partial(_cut_off, DRIVER)),
         Cell("cluster-head", around, "the head of a cluster dies", killed, partial(_cut_off, HEAD)),
+        Cell(
+            "sigterm-submit",
+            "schedulers",
+            "SIGTERM with 30 s under `submit`",
+            "to the entry point of a submitted job, in step 25",
+            _terminated,
+        ),
         Cell("dashboard", around, "the dashboard of a cluster dies", killed, _dashboard),
     ]

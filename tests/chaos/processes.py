@@ -22,7 +22,6 @@ GRACE_SECONDS = 30.0
 ROOT = Path(__file__).parents[2]
 # Tests in which a scheduler or a person sends SIGTERM.
 TESTS = {
-    "submit": "e2e/test_job_entry.py::test_signals_to_the_entry_reach_the_run_and_are_never_retried",
     "sweep": "e2e/test_sweep.py::test_optuna_goes_on_after_sigterm",
     "slurm": "e2e/test_slurm.py::test_requeue_and_time_limit_end_in_checkpoints",
 }
