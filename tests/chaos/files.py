@@ -13,6 +13,8 @@ from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
 from chaos.trial import Fault, Measured, Trial, trial
 from support.forged import forge, with_code
 
+# One of them is in what a run says of its disk.
+WORDS = ("Error", "failed", "disk is full", "not be written")
 FULL, IO_ERROR, READ_ONLY = 28, 5, 30
 # Every operation of a save, as long as there are not more; a run that needs fewer ignores the others.
 MOST_OPERATIONS = 60
@@ -109,7 +111,7 @@ def _disk(how: str, where: Where) -> Outcome:
             (runs / "filler").unlink()
         else:
             one.box.run("mount", "-o", "remount,rw", runs)
-        said = [line for line in one.output[-1].splitlines() if line.startswith("Error") or "failed" in line]
+        said = [line for line in one.output[-1].splitlines() if any(word in line for word in WORDS)]
         found = outcome(one, finish(one, one.code), reference)
         return Outcome(
             **{**vars(found), "told": said[0][:160] if said else "no word", "good": found.good and bool(said)}
