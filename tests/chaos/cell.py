@@ -124,4 +124,6 @@ def launched(where: Where, faults: Sequence[Fault], **sections: Any) -> Outcome:
     with trial(where.cell, **sections) as one:
         one.faults = faults
         code = one.run("launch", one.recipe)
+        if missing := [fault.name for fault in faults if one.fault_time(fault.name) is None]:
+            return Outcome("not at all", f"the fault did not happen: {', '.join(missing)}", good=False)
         return outcome(one, finish(one, code), reference)
