@@ -27,6 +27,8 @@ LOG = os.environ.get("CHAOS_LOG", "")
 NOW = {"step": 0, "saving": False, "operations": 0, "loads": 0, "busy": False}
 # Operations on files that Python reports, see https://docs.python.org/3/library/audit_events.html.
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree")
+# And those that it does not report, with a descriptor as the first argument.
+DESCRIPTORS = ("writev", "fsync")
 
 
 def rank():
@@ -176,9 +178,20 @@ def look(event, arguments):
     NOW["operations"] += 1
     if LOG:
         with open(os.path.join(LOG, f"operations-{rank() or 0}.txt"), "a") as file:
-            file.write(f"{NOW['busy']} {NOW['operations']} {NOW['step']} {event} {arguments[0]}\n")
+            file.write(f"{NOW['busy']} {NOW['operations']} {NOW['step']} {event} {arguments[0]} {arguments[1:2]}\n")
     reach(f"{NOW['busy']}:{NOW['operations']}")
     reach(NOW["busy"])
+
+
+def look_at_descriptors():
+    """Take writes and syncs for operations on files too."""
+    for name in DESCRIPTORS:
+
+        @wrap(os, name)
+        def _(inner, descriptor, *more, name=name):
+            if NOW["busy"]:
+                look("open", (os.readlink(f"/proc/self/fd/{descriptor}"), name))
+            return inner(descriptor, *more)
 
 
 def into_spares(module):
@@ -218,3 +231,4 @@ if LOG or FAULTS:
     sys.meta_path.insert(0, Finder())
     if any(fault["place"].startswith(("save", "load")) for fault in FAULTS) or os.environ.get("CHAOS_OPERATIONS"):
         sys.addaudithook(look)
+        look_at_descriptors()
