@@ -52,7 +52,7 @@ SPEC = "kind: bpe\ndescription: A part.\nspecial_tokens: {bos_token: <s>, eos_to
 NO_FIELDS = re.compile(r"\.(json|py)$|^train\.loss$")
 # Options of other programs that stand alone, by page.
 OTHERS_OPTIONS = {
-    "docs/benchmarks.md": {"--arms"},
+    "docs/benchmarks.md": {"--arms", "--trainer", "--pairs", "--block", "--warm-up"},
     "docs/checkpoints.md": {"--lora-modules", "--max-lora-rank"},
     "docs/gpu.md": {"--part", "--rehearse"},
     "cluster/cloud/README.md": {"--device"},
