@@ -14,6 +14,7 @@ from shardyard.tracking.run.events import (
     Attempt,
     AttemptFailed,
     CheckpointFailed,
+    CheckpointMirrored,
     CheckpointSaved,
     DataRead,
     EarlyStop,
@@ -22,6 +23,7 @@ from shardyard.tracking.run.events import (
     Finished,
     Hang,
     Length,
+    MirrorFailed,
     Notice,
     OtherEvent,
     Placed,
@@ -51,6 +53,11 @@ def describe(event: Event) -> str:
             return f"checkpoint at step {event.step}{_size_and_time(event)}"
         case CheckpointFailed():
             return f"checkpoint at step {event.step} failed: {event.error}"
+        case CheckpointMirrored():
+            return f"checkpoint at step {event.step} is in {event.url}{_size_and_time(event)}"
+        case MirrorFailed():
+            again = "; it is tried again" if event.then == "retry" else ""
+            return f"the copy of checkpoints failed: {event.error}{again}"
         case Evaluated():
             loss = {} if event.loss is None else {"loss": event.loss}
             return f"evaluation at step {event.step}: {metrics_in_words({**loss, **event.metrics})}"
@@ -207,7 +214,7 @@ def _recovered(event: Recovered) -> str:
     return f"recovered{how}: step {event.step} after {format_seconds(seconds)}{f' ({phases})' if phases else ''}"
 
 
-def _size_and_time(event: CheckpointSaved) -> str:
+def _size_and_time(event: CheckpointSaved | CheckpointMirrored) -> str:
     parts = [] if event.bytes is None else [format_bytes(event.bytes)]
     parts += [format_seconds(event.seconds)] if event.seconds is not None and math.isfinite(event.seconds) else []
     return f" ({', '.join(parts)})" if parts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from shardyard.errors import UsageError
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.recipe.loading.load import load_recipe
+from shardyard.recipe.mirrors import is_address
 from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.lease import Lease
@@ -107,11 +109,11 @@ def resume(
     quiet: Quiet = False,
     take_over: TakeOver = False,
 ) -> int:
-    """Resume a run from its newest checkpoint."""
+    """Resume a run from its newest checkpoint. RUN may also be its address in the object store of checkpoint.mirror."""
 
     def work(signals: StopSignals) -> int:
         runs = runs_folder(runs_dir)
-        folder = RunFolder.open(runs, run)
+        folder = _opened(run, runs, step)
         with Lease.take(folder, take_over=take_over, report=output.note) as lease:
             from shardyard.launch.run.plans import plan_resumed
 
@@ -121,6 +123,16 @@ def resume(
             return _train(planned, folder, signals, lease, until=until, quiet=quiet, trust=trust)
 
     return stoppable(work)
+
+
+def _opened(run: str, runs: Path, step: int | None) -> RunFolder:
+    """The folder of a run; one that lies in an object store is fetched from there."""
+    if not is_address(run):
+        return RunFolder.open(runs, run)
+    from shardyard.engine.checkpoint.remote.fetching import fetched
+
+    runs.mkdir(parents=True, exist_ok=True)
+    return fetched(run, runs, step=step, report=output.note)
 
 
 def _train(

@@ -38,6 +38,8 @@ _REPLACED = ".replaced.partial"
 _DAMAGED = "damaged-"
 # Files of a checkpoint that one thread removes; more are removed by several.
 _FEW_FILES, _REMOVERS = 16, 8
+# Files that are read at once when they are copied.
+SMALL_BYTES = 64 << 20
 _removing: list[threading.Thread] = []
 
 
@@ -122,7 +124,7 @@ def commit(
     }
     for name, held in (members or {}).items():
         body["files"][name]["members"] = sorted(held)
-    write_json(partial / MANIFEST, {**body, "sha256": _digest(body)})
+    write_json(partial / MANIFEST, {**body, "sha256": digest_of(body)})
     for folder in sorted({(partial / name).parent for name in files} | {partial}):
         _sync_folder(folder)
     committed = committed_folder(checkpoints, step)
@@ -196,7 +198,7 @@ def mark(folder: Path, *, good: bool, why: str) -> None:
         body = {key: value for key, value in read_manifest(folder).items() if key != "sha256"}
         body |= {"good": good, "why": why}
         aside = folder / f".{MANIFEST}.partial"
-        write_json(aside, {**body, "sha256": _digest(body)})
+        write_json(aside, {**body, "sha256": digest_of(body)})
         aside.replace(folder / MANIFEST)
 
 
@@ -237,7 +239,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(body: Mapping[str, object]) -> str:
+def digest_of(body: Mapping[str, object]) -> str:
+    """The hash of a manifest that stands in it, of the rest of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -267,13 +270,29 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: it is missing, damaged, changed, or of an unknown format.
     """
     try:
-        manifest: Manifest = json.loads((folder / MANIFEST).read_text())
-        body = {key: value for key, value in manifest.items() if key != "sha256"}
-        intact = manifest["sha256"] == _digest(body)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = (folder / MANIFEST).read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    return manifest_of(text, str(folder))
+
+
+def manifest_of(text: bytes, folder: str) -> Manifest:
+    """The manifest in the text of its file.
+
+    Args:
+        folder: where it lies, for messages.
+
+    Raises:
+        CheckpointError: it is damaged, changed, or of an unknown format.
+    """
+    try:
+        manifest: Manifest = json.loads(text)
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = manifest["sha256"] == digest_of(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/{MANIFEST} cannot be read: {error}") from error
     if not intact:
-        raise CheckpointError(f"{folder / MANIFEST} does not match its own SHA-256")
+        raise CheckpointError(f"{folder}/{MANIFEST} does not match its own SHA-256")
     if manifest["format"] not in READABLE:
         known = " and ".join(map(str, READABLE))
         raise CheckpointError(f"{folder} has format {manifest['format']}; this version reads {known}")

@@ -56,12 +56,17 @@ def _row(path: Path, step: int, renamed: str) -> Listed:
         manifest = files.read_manifest(path)
     except CheckpointError as error:
         return Listed(path, step, renamed or "unreadable", size, written, problem=str(error))
+    return row_of(path, step, renamed, size, written, manifest)
+
+
+def row_of(path: Path, step: int, renamed: str, size_bytes: int, written: float, manifest: files.Manifest) -> Listed:
+    """The row of a checkpoint with a manifest; `renamed` as the beginning of its name says, or ""."""
     good = manifest.get("good", True)
     return Listed(
         path,
         step,
         renamed or ("good" if good else "spoiled"),
-        size,
+        size_bytes,
         written,
         ranks=files.num_ranks(manifest),
         zero_stage=manifest["zero_stage"],

@@ -95,7 +95,7 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
         # The folder of an attempt that failed was removed; without it, an error of its making is met here again.
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.entry = written(path, file.buffers())
+            self.entry = written(path, file.buffers(), file.size_bytes)
         except BaseException:
             discard(path)
             raise

@@ -15,6 +15,7 @@ from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
 from shardyard.launch.ray.worker_group import NotPlacedError
+from shardyard.launch.run.mirroring import mirrored
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, decide
 from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of
@@ -48,7 +49,13 @@ def drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     Raises:
         ShardyardError: the run failed; run.json says `failed`.
         TakenOverError: another process now trains the run; run.json is left to that process.
+        CheckpointError: the object store of `checkpoint.mirror` cannot be written.
     """
+    with mirrored(job.recipe.checkpoint, job.folder):
+        return _drive(job, carry)
+
+
+def _drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     job.folder.update(state="running", waiting=None, **owner())
     if job.recipe.train.precision is not None:
         report_precision(job.plan.precision, job.plan.reasons["precision"], lambda text: _log_notice(job, text))

@@ -20,6 +20,7 @@ from shardyard.recipe.mesh import data_size
 from shardyard.recipe.mixture.stages import stage_recipes
 from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
+from shardyard.recipe.rules.checkpoint import checkpoint_rules
 from shardyard.recipe.rules.cluster import cluster_rules
 from shardyard.recipe.rules.data import data_rules
 from shardyard.recipe.rules.decoders import decoder_rules
@@ -299,6 +300,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _trackers,
     _objective,
     _precision,
+    checkpoint_rules,
     cluster_rules,
     model_rules,
     causality_rules,

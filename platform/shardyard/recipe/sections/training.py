@@ -189,6 +189,13 @@ class Checkpoint(Section):
         "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
         "which the plan counts. false writes them between two steps, without the copy.",
     )
+    mirror: str | None = described(
+        None,
+        "Address of a folder in an object store, such as s3://BUCKET/FOLDER, gs:// or az://. Each checkpoint is copied "
+        "there when it is complete, with the files of the run folder, to a folder named as the run; checkpoint.keep "
+        "holds there too. The process that drives the run copies, and takes credentials from its environment.",
+        min_length=1,
+    )
     shard_size: str = described(
         "5GB",
         "Largest file of weights of the exported model (final/), such as 5GB or 500MB; a larger model is several "

@@ -171,6 +171,26 @@ class CheckpointFailed(Event):
     error: str = ""
 
 
+@_registered("checkpoint_mirrored")
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMirrored(Event):
+    """A checkpoint is in the store of `checkpoint.mirror`. url: of the run there. bytes, seconds: of the copy."""
+
+    step: int | None = None
+    url: str = ""
+    seconds: float | None = None
+    bytes: int | None = None
+
+
+@_registered("mirror_failed", "warning")
+@dataclass(frozen=True, kw_only=True)
+class MirrorFailed(Event):
+    """The object store of `checkpoint.mirror` refuses a copy. then: whether it is tried again."""
+
+    error: str = ""
+    then: Then = "retry"
+
+
 @_registered("early_stop")
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop(Event):
