@@ -135,7 +135,7 @@ class Checkpointer:
         self._metadata = {**self._layout, **metadata}
         self._last_size_bytes = 0
         self._task: Task[Saved | _NotSaved] | None = None
-        self._paused_seconds = 0.0
+        self._paused_seconds = self._checked_seconds = 0.0
         if mesh.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             files.remove_partial(folder)
@@ -154,7 +154,7 @@ class Checkpointer:
         if self.background:
             self._collect(state.step)
         self._task = Task(lambda: self._write(contents, started), background=self.background)
-        self._paused_seconds = time.monotonic() - started
+        self._paused_seconds = self._checked_seconds + time.monotonic() - started
 
     @property
     def written(self) -> bool:
@@ -206,8 +206,10 @@ class Checkpointer:
         self._engine.save_checkpoint(str(files.partial_folder(self.folder, step)), tag=ENGINE_TAG, save_latest=False)
 
     def spoiled_weights(self) -> list[str]:
-        """The first few names of weights that are not finite on some rank; all ranks call this."""
+        """The first few names of weights that are not finite on some rank; all ranks call this before `begin`."""
+        started = time.monotonic()
         spoiled = self._mesh.world.gather(not_finite(self._engine.module))
+        self._checked_seconds = time.monotonic() - started
         return sorted({name for names in spoiled for name in names})[:3]
 
     def _try(self, contents: _Contents, started: float) -> Saved | _NotSaved:
@@ -385,8 +387,17 @@ def not_finite(model: nn.Module) -> list[str]:
     """Names of parameters of this rank (or parts of them) with a value that is not finite."""
     # Under ZeRO-3 a rank holds a part of each parameter.
     parts = {name: _own_part(parameter) for name, parameter in model.named_parameters()}
-    tests = {name: part.detach().isfinite().all() for name, part in parts.items() if part.is_floating_point()}
+    parts = {name: part.detach() for name, part in parts.items() if part.is_floating_point() and part.numel()}
     # A single synchronisation for all, because each one waits for the device.
-    if not tests or bool(torch.stack(list(tests.values())).all()):
+    if not parts or bool(torch.stack([_extreme(part) for part in parts.values()]).isfinite().all()):
         return []
-    return [name for name, test in tests.items() if not bool(test)]
+    return [name for name, part in parts.items() if not bool(part.isfinite().all())]
+
+
+def _extreme(part: Any) -> torch.Tensor:
+    """A number that is not finite if a value is not, in a fiftieth of the time of `isfinite` on a CPU; a sum that
+    overflows is one without a reason."""
+    if part.dtype.itemsize != 2:
+        return cast("torch.Tensor", part.sum(dtype=torch.float32))
+    low, high = part.aminmax()
+    return cast("torch.Tensor", high.float() - low.float())
