@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from shardyard.data.mixture.batches import stage_batches
 from shardyard.data.stream.loader import TrainLoader
 from shardyard.engine.checkpoint.checkpoint import Checkpointer
+from shardyard.engine.checkpoint.snapshot import lacks_room
 from shardyard.engine.components import Components, make_components, with_frozen
 from shardyard.engine.deepspeed.engine import LearningRate, lr_of_b, start_engine
 from shardyard.engine.deepspeed.sharding import start_frozen
@@ -30,6 +32,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.optim.schedules import learning_rate_factor
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.readers import readers_here
+from shardyard.planning.saving import copy_bytes
 from shardyard.recipe.mixture.weights import is_planned
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
@@ -101,7 +104,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
             keep=recipe.checkpoint.keep,
             keep_damaged=recipe.checkpoint.keep_damaged,
             metadata=metadata,
-            background=recipe.checkpoint.background,
+            background=_writes_beside(recipe, plan, mesh, report),
             may_write=folder.check_held,
             faster_b=lr_of_b(recipe) is not None,
             trust=trust,
@@ -129,6 +132,17 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
             },
         )
     return session
+
+
+def _writes_beside(recipe: Recipe, plan: RunPlan, mesh: Mesh, report: Callable[[str], None]) -> bool:
+    """Whether checkpoints are written beside training; not where a host lacks the memory for it, which is reported."""
+    if not plan.background:
+        return False
+    why = lacks_room(copy_bytes(recipe, plan.memory) * ranks_here())
+    found = sorted({text for text in mesh.world.gather(why) if text})
+    if found:
+        report(f"checkpoints are written between two steps: {found[0]}; checkpoint.background: false says so")
+    return not found
 
 
 def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:

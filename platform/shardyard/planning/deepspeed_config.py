@@ -37,6 +37,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.train.gradient_clipping,
         "steps_per_print": None,
+        # All ranks save under one tag and exchange what they wrote: DeepSpeed need not compare tags by collectives.
+        "checkpoint": {"tag_validation": "Ignore"},
         "wall_clock_breakdown": False,
         "communication_data_type": recipe.zero.communication_data_type,
         "zero_optimization": _zero(recipe, micro_batch * accumulation, parameters, gpu=gpu),

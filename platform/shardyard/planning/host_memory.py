@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from shardyard.planning.plan import RunPlan
+from shardyard.planning.saving import copy_bytes
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes
@@ -26,9 +27,9 @@ def host_memory(recipe: Recipe, plan: RunPlan, ranks: int, *, gpu: bool) -> tupl
     else:
         each, why = RANK_BYTES + memory.device_bytes, "the model states"
     each += memory.offloaded_bytes
-    if recipe.checkpoint.background:
-        # The copy of a shard. Below stage 3 rank 0 copies the weights too.
-        each += memory.parameters_bytes + (0 if gpu else memory.optimizer_bytes)
+    if plan.background:
+        # What is copied at once on GPUs is counted above.
+        each += copy_bytes(recipe, memory) - (memory.optimizer_bytes if gpu else 0)
     weights, what = loading_bytes(recipe, plan)
     each += weights
     return ranks * each, f"{ranks} × {format_bytes(each)} ({why}, and {what})"

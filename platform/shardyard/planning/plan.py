@@ -18,6 +18,7 @@ from shardyard.planning.micro_batch import batch_on, refusal, row_tokens, rows_p
 from shardyard.planning.placement import bundle_in_words, demand_of, network_in_words, placement_in_words
 from shardyard.planning.readers import cpus_of, readers_of
 from shardyard.planning.recomputation import Recomputed, recomputation, with_recomputed
+from shardyard.planning.saving import background_of
 from shardyard.planning.sources import SourcePlan, source_plans
 from shardyard.planning.stages import StagePlan, placed
 from shardyard.recipe.batching import default_streams, streams_of
@@ -65,6 +66,7 @@ class RunPlan:
     logits_chunk: `model.logits_chunk`; None in plans from before it existed.
     recomputed: the activation checkpointing; None in plans from before a plan chose it.
     isolation: what keeps the documents of a row apart; None if rows have one document, or need not keep them apart.
+    background: whether checkpoints are written beside training, if the hosts have the memory.
     readers: those of each rank that make its rows, where a host has the cores.
     precision_known: False if the training devices could not be queried; the launch queries them and plans again.
     """
@@ -101,6 +103,7 @@ class RunPlan:
     sizes: tuple[float | None, ...] = ()
     readers: int = 0
     sources: tuple[SourcePlan, ...] = ()
+    background: bool = False
 
     @property
     def stage_tokens(self) -> list[int]:
@@ -190,6 +193,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     steps, spans = _steps(recipe, rates, rows, reasons)
     if recipe.train.minutes is not None:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
+    memory = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch)
+    background, reasons["background"] = background_of(recipe, memory, world.device_bytes, gpu=world.gpu)
     plan = RunPlan(
         world=world,
         mesh=mesh,
@@ -209,7 +214,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         record_every=_every(recipe.tracking.every, steps, "record_every", reasons),
         architecture=architecture,
         flops_per_token=_flops(recipe, architecture, reasons),
-        memory=estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch),
+        memory=memory,
+        background=background,
         deepspeed=deepspeed_config(
             recipe,
             micro_batch=micro_batch,

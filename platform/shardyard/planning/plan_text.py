@@ -106,6 +106,8 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     if plan.checkpoint_seconds is not None:
         every = format_seconds(plan.checkpoint_seconds)
     yield "checkpoint", f"every {every}", why["checkpoint_every"]
+    if "background" in why:
+        yield "written", "beside training" if plan.background else "between two steps", why["background"]
     for notice in size.findings.notices:
         yield "notice", notice, ""
     for name, value in asdict(memory).items():

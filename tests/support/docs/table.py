@@ -107,7 +107,10 @@ PARSED: tuple[tuple[str, str], ...] = (
     (r"shardyard (submit|ps|logs|stop|wait|inspect)( |$)", "tests/e2e/test_jobs.py, on a cluster of its own"),
     (r"shardyard resume", "tests/e2e/test_launch.py resumes runs"),
     (r"shardyard checkpoint rm", "tests/unit/engine/checkpoint/test_listing.py removes checkpoints"),
-    (r"shardyard (resume|checkpoint .*) s3://", "tests/e2e/reliability/test_mirrored_run.py, with a server of S3"),
+    (
+        r"shardyard (resume|checkpoint (ls|verify|rm)) s3://",
+        "tests/e2e/reliability/test_mirrored_run.py, with a server of S3",
+    ),
     (r"shardyard checkpoint mirror", "tests/unit/engine/checkpoint/test_mirror.py copies runs"),
     (r"shardyard export RUN( ADAPTER)? --adapter", "needs a run with an adapter; tests/numerics/test_export_runs.py"),
     (r"shardyard export RUN FILE.gguf", "needs llama.cpp; tests/unit/models/test_gguf.py has a stand-in"),

@@ -156,6 +156,23 @@ def test_weights_that_are_no_numbers_are_named(monkeypatch: pytest.MonkeyPatch) 
     assert not_finite(nn.Identity()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_value_counts_and_large_ones_are_numbers(dtype: torch.dtype) -> None:
+    """Kernels handle the ends of a tensor in another way than its middle."""
+    model = nn.Linear(67, 3, bias=False, dtype=dtype)
+    largest = torch.finfo(dtype).max
+    with torch.no_grad():
+        for value in (math.nan, math.inf, -math.inf):
+            for place in (*range(0, 201, 7), 200):
+                model.weight.view(-1)[place] = value
+                assert not_finite(model) == ["weight"], (value, place)
+                model.weight.view(-1)[place] = 0.5
+        model.weight.fill_(largest)
+        assert not_finite(model) == [], "their sum is infinite"
+        model.weight.view(-1)[::2] = -largest
+        assert not_finite(model) == []
+
+
 @pytest.mark.parametrize(("rank", "spoiled"), [(0, []), (1, []), (2, ["weight"])])
 def test_what_fills_the_last_part_of_a_parameter_up_may_be_anything(
     monkeypatch: pytest.MonkeyPatch, rank: int, spoiled: list[str]

@@ -46,9 +46,22 @@ def test_what_cannot_be_read_in_slices_is_counted_whole(tmp_path: Path) -> None:
 
 def test_a_node_of_the_shipped_recipe() -> None:
     """8 ranks with their shards of fp32 copies and of both moments, and a block."""
-    recipe = load_recipe("finetune/llama3-8b-sft").recipe
+    recipe = load_recipe("finetune/llama3-8b-sft", ["checkpoint.background=false"]).recipe
     plan = make_plan(recipe, SIZES, World(size=16, gpu=True))
     total, why = host_memory(recipe, plan, 8, gpu=True)
     each = GPU_RANK_BYTES + 12 * SIZES.parameters / 16 + 4 * TABLE
     assert total == pytest.approx(8 * each, rel=0.01)
     assert "the weights of a block" in why
+
+
+def test_the_copy_for_a_checkpoint_beside_training_is_counted() -> None:
+    """Of GPUs, the optimizer states are copied in any case; of CPUs, a copy is beside the states."""
+    for gpu in (True, False):
+        sizes = []
+        for background in ("true", "false"):
+            recipe = load_recipe("gpt/llama3-8b", [f"checkpoint.background={background}", "zero.stage=2"]).recipe
+            plan = make_plan(recipe, SIZES, World(size=16, gpu=gpu))
+            assert plan.background == (background == "true")
+            sizes.append(host_memory(recipe, plan, 1, gpu=gpu)[0])
+        more = plan.memory.parameters_bytes + (0 if gpu else plan.memory.optimizer_bytes)
+        assert sizes[0] - sizes[1] == more

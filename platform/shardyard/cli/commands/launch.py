@@ -13,7 +13,7 @@ from shardyard.errors import UsageError
 from shardyard.launch.run.ending import ending_lines
 from shardyard.launch.run.signals import StopSignals, stoppable
 from shardyard.recipe.loading.load import load_recipe
-from shardyard.recipe.mirrors import is_address
+from shardyard.recipe.sources.stores import is_address
 from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder, runs_folder
 from shardyard.tracking.run.lease import Lease

@@ -46,6 +46,7 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
 
     def drop(self) -> None:
         """Forget the states."""
+        self._uncopied = ""
         self._states.clear()
         self._buffers.reuse()
 
@@ -60,8 +61,16 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
         self.kept(lambda: (folder.parent if folder.name == ENGINE_TAG else folder).mkdir(parents=True, exist_ok=True))
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Take, or copy, the contents of one of DeepSpeed's files."""
-        self._states[Path(path).name] = self._buffers.copied(state_dict) if self.copies else state_dict
+        """Take, or copy, the contents of one of DeepSpeed's files; `write` reports what could not be copied."""
+        name = Path(path).name
+        if not self.copies:
+            self._states[name] = state_dict
+            return
+        try:
+            self._states[name] = self._buffers.copied(state_dict)
+        # torch reports a lack of memory as a RuntimeError; the other ranks must not wait for this one.
+        except (RuntimeError, MemoryError) as error:
+            self._uncopied = f"its states could not be copied to host memory: {error}"
 
     def write(self, path: Path, random: str) -> None:
         """Write the rank's file, anew if it is called again; an error is kept until all ranks exchange their errors.
@@ -70,7 +79,10 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
             random: the rank's random states, as text.
         """
         self._forget()
-        self.kept(lambda: self._write(path, random))
+        if self._uncopied:
+            self.errors.append(self._uncopied)
+        else:
+            self.kept(lambda: self._write(path, random))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """The state in one of DeepSpeed's files, which matches the manifest but may have an untrusted author."""

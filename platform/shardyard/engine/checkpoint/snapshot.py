@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
+
+from shardyard.units import format_bytes
+
+_CGROUP = Path("/sys/fs/cgroup")
+# Share of the free memory that copies may take.
+_MOST_OF_FREE = 0.8
 
 
 class HostBuffers:
@@ -19,7 +29,7 @@ class HostBuffers:
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
-        self._used: list[Tensor] = []
+        self._used: list[tuple[Tensor, bool]] = []
 
     def copied(self, state: Any) -> Any:
         """A deep copy of nested dictionaries, lists and tuples with tensors, in host memory.
@@ -37,8 +47,8 @@ class HostBuffers:
 
     def reuse(self) -> None:
         """The copies are written: their memory is free for the next snapshot."""
-        for buffer in self._used:
-            self._free[buffer.numel(), buffer.is_pinned()].append(buffer)
+        for buffer, pinned in self._used:
+            self._free[buffer.numel(), pinned].append(buffer)
         self._used.clear()
 
     def _copy(self, tensor: Tensor, storages: dict[int, Tensor]) -> Tensor:
@@ -54,9 +64,28 @@ class HostBuffers:
 
     def _buffer(self, size_bytes: int, *, pinned: bool) -> Tensor:
         free = self._free[size_bytes, pinned]
-        buffer = free.pop() if free else torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-        self._used.append(buffer)
+        buffer = free.pop() if free else _new_buffer(size_bytes, pinned=pinned)
+        self._used.append((buffer, pinned))
         return buffer
+
+
+def _new_buffer(size_bytes: int, *, pinned: bool) -> Tensor:
+    if pinned:
+        # What the driver does not pin is copied more slowly.
+        with contextlib.suppress(RuntimeError):
+            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def lacks_room(size_bytes: int) -> str | None:
+    """Why this host has no room for copies of so many bytes; None if it has. Some of the free memory stays free."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+    if size_bytes <= _MOST_OF_FREE * free:
+        return None
+    return f"{socket.gethostname()} has {format_bytes(max(0, free))} free, and copies take {format_bytes(size_bytes)}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

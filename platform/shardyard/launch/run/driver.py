@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shardyard.engine.checkpoint.remote.copying import mirrored
 from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, TakenOverError, TrainingError
 from shardyard.launch.ray.attempt import Kept, attempt, attempt_again
@@ -15,7 +16,6 @@ from shardyard.launch.ray.cluster import ray_cluster
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
 from shardyard.launch.ray.worker_group import NotPlacedError
-from shardyard.launch.run.mirroring import mirrored
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, decide
 from shardyard.launch.run.settle import report_precision, settle
 from shardyard.planning.placement import demand_of

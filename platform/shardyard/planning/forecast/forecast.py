@@ -161,7 +161,7 @@ def forecast(
         host_why=host_why,
         fits=plan.fits is not False,
         assumptions=assumed,
-        background=recipe.checkpoint.background,
+        background=plan.background,
     )
 
 

@@ -20,11 +20,11 @@ from shardyard.cli.main import app
 from shardyard.engine.checkpoint import blocks, files
 from shardyard.engine.checkpoint.blocks import written
 from shardyard.engine.checkpoint.remote.contents import problems_of, rows_of, stored_in
+from shardyard.engine.checkpoint.remote.copying import mirrored
 from shardyard.engine.checkpoint.remote.fetching import fetched
 from shardyard.engine.checkpoint.remote.mirror import Mirror, TakenOverMirrorError
 from shardyard.engine.checkpoint.remote.store import Store
 from shardyard.errors import CheckpointError, UsageError
-from shardyard.launch.run.mirroring import mirrored
 from shardyard.recipe.schema import Checkpoint
 from shardyard.tracking.run.events import CheckpointMirrored, MirrorFailed, read_events
 from shardyard.tracking.run.folder import RunFolder

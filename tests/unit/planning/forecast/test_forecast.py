@@ -211,7 +211,7 @@ def test_the_best_time_between_checkpoints_is_youngs() -> None:
     """With Llama 3's figures: 419 unexpected stops in 54 days on 16,384 GPUs are one in 3.1 hours."""
     llama = dataclasses.replace(made(), hardware=hardware_of("h100", 16_384, network="400gx8"))
     assert llama.failure_seconds == pytest.approx(54 * 86_400 / 419, rel=1e-3)
-    few = made(hardware_of("h100", 64, network="400gx8"))
+    few = made(hardware_of("h100", 64, network="400gx8"), checkpoint={"background": False})
     assert few.pause_seconds == few.write_seconds == pytest.approx(few.checkpoint_bytes / (8 * 2e9))
 
     # The optimum of pause / T + T / (2 · time between failures), by its own values beside it.

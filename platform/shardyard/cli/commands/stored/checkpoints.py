@@ -19,7 +19,7 @@ from shardyard.engine.checkpoint.remote.store import Store
 from shardyard.errors import CheckpointError, UsageError
 from shardyard.launch.describe import describe
 from shardyard.launch.run.prepare import recipe_in
-from shardyard.recipe.mirrors import is_address, problem
+from shardyard.recipe.sources.stores import is_address, problem
 from shardyard.tracking.run.folder import RunFolder, runs_folder, typed
 from shardyard.tracking.run.lease import Lease
 from shardyard.units import format_bytes

@@ -19,7 +19,7 @@ import fsspec  # type: ignore[import-untyped]
 
 from shardyard.errors import CheckpointError
 from shardyard.extras import install_command
-from shardyard.recipe.mirrors import DRIVERS, scheme_of
+from shardyard.recipe.sources.stores import DRIVERS, scheme_of
 
 Result = TypeVar("Result")
 
