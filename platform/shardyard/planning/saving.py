@@ -6,6 +6,9 @@ from shardyard.planning.memory import Memory
 from shardyard.recipe.schema import Recipe
 from shardyard.units import format_bytes
 
+# What `checkpoint.background` is where the recipe does not say, and there is room.
+BY_DEFAULT = False
+
 
 def copy_bytes(recipe: Recipe, memory: Memory) -> int:
     """Bytes of a rank's copy of what it writes: its optimizer states, and below stage 3 on rank 0 the weights too."""
@@ -27,6 +30,8 @@ def background_of(recipe: Recipe, memory: Memory, device_bytes: int | None, *, g
     if given is not None:
         why = "given by checkpoint.background"
         return given, f"{why}; a rank's copy of its states takes {copy} of host memory" if given else why
+    if not BY_DEFAULT:
+        return False, "checkpoint.background is not set"
     if recipe.zero.offload_optimizer == "nvme":
         return False, "a copy in host memory would be what zero.offload_optimizer nvme keeps out of it"
     needed = memory.device_bytes + memory.offloaded_bytes + copy_bytes(recipe, memory)

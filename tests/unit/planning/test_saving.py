@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shardyard.planning import saving
 from shardyard.planning.plan import World, make_plan
 from shardyard.planning.plan_text import rows
 from shardyard.planning.saving import background_of, copy_bytes
@@ -11,6 +12,11 @@ from shardyard.recipe.loading.load import load_recipe
 from support.measured import LLAMA3_8B as SIZES
 
 GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "BY_DEFAULT", True)
 
 
 def test_where_the_copy_fits_it_is_the_default() -> None:

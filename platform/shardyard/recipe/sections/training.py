@@ -187,8 +187,7 @@ class Checkpoint(Section):
     background: bool | None = described(
         None,
         "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
-        "which the plan counts. false writes them between two steps, without the copy. Default: true where the memory "
-        "has room for the copy, and states are not offloaded to nvme.",
+        "which the plan counts. false writes them between two steps, without the copy. Default: false.",
     )
     mirror: str | None = described(
         None,
