@@ -63,7 +63,7 @@ class Store:
         self._attempts, self._sleep = attempts, sleep
         self._kind = DRIVERS[scheme_of(url)].kind if scheme_of(url) in DRIVERS else "file"
         try:
-            local: dict[str, Any] = {"auto_mkdir": True} if self._kind == "file" else {}
+            local = {"auto_mkdir": True} if self._kind == "file" else {}
             self._system, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **local)
         except Exception as error:
             raise self._worded(error, "used") from error
@@ -148,7 +148,7 @@ class Store:
             CheckpointError: the store cannot be read.
         """
         top = self._at(prefix) if prefix else self._root
-        found: Mapping[str, Mapping[str, Any]] = self._call("read", lambda: self._system.find(top, detail=True))
+        found: Any = self._call("read", lambda: self._system.find(top, detail=True))
         own = self._root.rstrip("/")
         return {path.removeprefix(own).lstrip("/"): int(one["size"] or 0) for path, one in sorted(found.items())}
 
