@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from chaos.box import Box
 from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
 from chaos.trial import Fault, Measured, Trial, trial
 from support.forged import forge, with_code
@@ -78,39 +79,66 @@ def _malicious(where: Where) -> Outcome:
         return Outcome(**{**vars(found), "told": refused[:160], "good": found.good and not trace.exists()})
 
 
-@contextmanager
-def _small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A small disk as the runs folder."""
-    runs = folder / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", runs], check=True)
-    try:
-        yield runs
-    finally:
-        subprocess.run(["umount", "-l", runs], check=False)
+class _Full:
+    """A small disk in memory as the runs folder; `hurt` fills it, `mend` empties it."""
+
+    def __init__(self, folder: Path, size: str = "24m") -> None:
+        self.runs = folder / "runs"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.runs], check=True)
+
+    def hurt(self, box: Box) -> None:
+        with open(f"/proc/{box.keeper}/root{self.runs}/filler", "wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+
+    def mend(self, box: Box) -> None:
+        (self.runs / "filler").unlink()
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.runs], check=False)
 
 
-def _disk(how: str, where: Where) -> Outcome:
+class _ReadOnly:
+    """A disk with ext4 as the runs folder; `hurt` lets the kernel find an error in it, as it does when a disk dies:
+    the file system becomes read-only, and what was not synced is lost. `mend` checks and mounts it again."""
+
+    def __init__(self, folder: Path, size: str = "64m") -> None:
+        self.runs, self.image = folder / "runs", folder / "disk"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["truncate", "-s", size, self.image], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self.image], check=True)
+        self._mount()
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", self.image, self.runs], check=True)
+        found = ["findmnt", "-no", "SOURCE", self.runs]
+        self.device = subprocess.run(found, check=True, capture_output=True, text=True).stdout.strip()
+
+    def hurt(self, box: Box) -> None:
+        Path(f"/sys/fs/ext4/{Path(self.device).name}/trigger_fs_error").write_text("chaos")
+
+    def mend(self, box: Box) -> None:
+        box.run("umount", self.runs)
+        subprocess.run(["umount", self.runs], check=True)
+        subprocess.run(["e2fsck", "-fy", self.image], check=False, capture_output=True)
+        self._mount()
+        done = box.run("mount", self.device, self.runs)
+        assert done.returncode == 0, done.stderr
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.runs], check=False)
+
+
+def _disk(kind: type[_Full | _ReadOnly], where: Where) -> Outcome:
     """The disk of the run is full, or becomes read-only, from step 25 on; then a person mends it and resumes."""
     reference = where.reference()
-    with _small_disk(where.cell, "24m") as runs, trial(where.cell) as one:
-        inside = f"/proc/{one.box.keeper}/root{runs}"
+    with contextlib.closing(kind(where.cell)) as disk, trial(where.cell) as one:
         with one.held("launch", one.recipe):
             one.note_fault()
-            if how == "full":
-                with open(f"{inside}/filler", "wb") as file:
-                    try:
-                        while True:
-                            file.write(bytes(1 << 16))
-                    except OSError:
-                        pass
-            else:
-                one.box.run("mount", "-o", "remount,ro", runs)
+            disk.hurt(one.box)
         one.faults = []
-        if how == "full":
-            (runs / "filler").unlink()
-        else:
-            one.box.run("mount", "-o", "remount,rw", runs)
+        disk.mend(one.box)
         said = [line for line in one.output[-1].splitlines() if any(word in line for word in WORDS)]
         found = outcome(one, finish(one, one.code), reference)
         return Outcome(
@@ -161,14 +189,14 @@ def cells() -> list[Cell]:
             "files",
             "the disk is full",
             "a small file system, filled in step 25, emptied later",
-            partial(_disk, "full"),
+            partial(_disk, _Full),
         ),
         Cell(
             "disk-read-only",
             "files",
             "the disk becomes read-only",
-            "remounted in step 25, and back later",
-            partial(_disk, "ro"),
+            "ext4 finds an error in step 25 (`trigger_fs_error`), checked and mounted again later",
+            partial(_disk, _ReadOnly),
         ),
         Cell(
             "save-operations",
