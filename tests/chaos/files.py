@@ -88,7 +88,7 @@ class _Full:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.runs], check=True)
 
     def hurt(self, box: Box) -> None:
-        with open(f"/proc/{box.keeper}/root{self.runs}/filler", "wb") as file, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), open(f"/proc/{box.keeper}/root{self.runs}/filler", "wb") as file:
             while True:
                 file.write(bytes(1 << 16))
 
