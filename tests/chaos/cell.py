@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from chaos.trial import Fault, Measured, State, Trial, trial
 
 # A run that ends is resumed by one command, and that may meet the fault again.
 MOST_RESUMES = 3
+TRAINS_REFERENCE = threading.Lock()
 PACKAGE = Path(shardyard.__file__).parent
 
 
@@ -47,11 +49,12 @@ class Where:
         text = json.dumps([sections, _code()], sort_keys=True)
         name = f"reference-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         kept = self.shared / f"{name}.json"
-        if not kept.exists():
-            with trial(self.shared / name, **sections) as plain:
-                code = plain.run("launch", plain.recipe)
-                assert code == 0, plain.output[-1]
-                kept.write_text(json.dumps(asdict(plain.state())))
+        with TRAINS_REFERENCE:
+            if not kept.exists():
+                with trial(self.shared / name, **sections) as plain:
+                    code = plain.run("launch", plain.recipe)
+                    assert code == 0, plain.output[-1]
+                    kept.write_text(json.dumps(asdict(plain.state())))
         found = json.loads(kept.read_text())
         return State(
             found["weights"],

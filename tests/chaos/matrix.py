@@ -1,6 +1,6 @@
 """The matrix of faults: `make chaos`. Resumable: a cell that has a line in the results is not run again.
 
-    python -m chaos.matrix [--results FILE] [--only REGEX] [--again] [--list]
+    python -m chaos.matrix [--results FILE] [--only REGEX] [--again] [--jobs N] [--list]
 
 `python -m chaos.keep` makes the table of docs/reliability/chaos.md from the results.
 """
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", default="", help="cells whose names match this expression")
     parser.add_argument("--again", action="store_true", help="also cells that have a result")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once: many of them mostly wait")
     parser.add_argument("--list", action="store_true", help="only print the cells")
     options = parser.parse_args()
     wanted = [cell for cell in cells() if re.search(options.only, cell.name)]
@@ -87,11 +89,10 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "-C", ROOT, "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True, check=False
     )
-    bad = 0
-    for cell in wanted:
+
+    def carry_out(cell: Cell) -> bool:
         if cell.name in known:
-            bad += not known[cell.name]["good"]
-            continue
+            return bool(known[cell.name]["good"])
         began = time.monotonic()
         found = run(cell, Where(WORK / cell.name, WORK))
         line = {"name": cell.name, **asdict(found), "seconds": time.monotonic() - began}
@@ -99,10 +100,12 @@ def main() -> int:
         with options.results.open("a") as file:
             file.write(json.dumps(line) + "\n")
         say(in_words(cell, found))
-        bad += not found.good
         if found.good:
             shutil.rmtree(WORK / cell.name, ignore_errors=True)
-    return 1 if bad else 0
+        return found.good
+
+    with ThreadPoolExecutor(options.jobs, "cell") as pool:
+        return 0 if all(list(pool.map(carry_out, wanted))) else 1
 
 
 if __name__ == "__main__":
