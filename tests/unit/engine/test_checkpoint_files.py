@@ -385,3 +385,19 @@ def test_json_is_written_whole_or_raises(tmp_path: Path) -> None:
     assert entry.size_bytes == (tmp_path / "a.json").stat().st_size
     with pytest.raises(TypeError):
         files.write_json(tmp_path / "b.json", {"bad": object()})
+
+
+def test_what_was_recorded_is_synced_and_a_disk_that_fails_there_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("metrics.jsonl", "events.jsonl", "plan.json"):
+        (tmp_path / name).write_text("{}\n")
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    files.sync_records(tmp_path)
+    assert sorted(synced) == ["events.jsonl", "metrics.jsonl"]

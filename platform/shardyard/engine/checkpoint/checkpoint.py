@@ -262,6 +262,7 @@ class Checkpointer:
             self._may_write()
             entries["data.json"] = files.write_json(partial / "data.json", streams)
             entries["trainer.json"] = files.write_json(partial / "trainer.json", state.__dict__)
+            files.sync_records(self.folder.parent)
             path = files.commit(self.folder, state.step, entries, members=members, good=True, **self._metadata)
             files.rotate(self.folder, self._keep, keep_damaged=self._keep_damaged, wait=False)
         except (OSError, ShardyardError) as error:

@@ -239,6 +239,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_records(run: Path) -> None:
+    """Sync what the run has recorded so far: a restart continues after a checkpoint, and records no earlier step again.
+
+    Errors are ignored, as with all logs.
+    """
+    for path in run.glob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 def digest_of(body: Mapping[str, object]) -> str:
     """The hash of a manifest that stands in it, of the rest of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
