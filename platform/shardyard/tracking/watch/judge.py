@@ -64,13 +64,19 @@ def limit_of(watched: Watched, limits: Limits, *, idle_seconds: float) -> float:
         return limits.hang
     if look.phase in IN_STEP:
         if look.steps < NUM_FIRST_STEPS:
-            return limits.idle if idle_seconds >= limits.idle else limits.longest
+            return _at_leisure(limits, idle_seconds)
         return max(limits.hang, STEP_FACTOR * look.slow_step_seconds)
     if look.phase == "data":
         return max(limits.data, limits.hang)
     if look.phase.startswith(HOOK) and look.phase not in OURS and look.expected_seconds:
         return max(HOOK_FACTOR * limits.hang, STEP_FACTOR * look.expected_seconds)
-    return limits.idle if idle_seconds >= limits.idle else limits.longest
+    return _at_leisure(limits, idle_seconds)
+
+
+def _at_leisure(limits: Limits, idle_seconds: float) -> float:
+    """The limit where nothing says how long it takes. A rank that works is never ended before one that does nothing
+    would be, however short collectives may be."""
+    return limits.idle if idle_seconds >= limits.idle else max(limits.idle, limits.longest)
 
 
 def judge(ranks: Sequence[Watched], limits: Limits) -> Verdict | None:

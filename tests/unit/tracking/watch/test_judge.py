@@ -59,6 +59,12 @@ def test_limits_follow_the_phase(look: Look, idle: float, limit: float) -> None:
     assert limit_of(Watched(look), LIMITS, idle_seconds=idle) == limit
 
 
+def test_a_short_time_limit_of_collectives_does_not_end_ranks_that_start() -> None:
+    short = Limits(longest=15.0)
+    assert limit_of(Watched(rank(0, "start")), short, idle_seconds=20.0) == 300.0
+    assert limit_of(Watched(rank(0, steps=2)), short, idle_seconds=0.0) == 300.0
+
+
 def test_ranks_that_wait_are_not_to_blame_for_one_that_reads_or_writes() -> None:
     waiting = rank(0, "backward", 200.0, collectives=waits(7, 200.0))
     assert verdict(waiting, rank(1, "data", 200.0)) is None
