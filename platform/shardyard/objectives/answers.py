@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from shardyard.models.isolation import Inputs, document_inputs
-from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, as_model, count_targets
+from shardyard.objectives.base import (
+    IGNORED,
+    Z_LOSS,
+    Measured,
+    Objective,
+    Tensors,
+    Totals,
+    as_model,
+    count_targets,
+    is_training,
+)
 from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.losses import cross_entropy
 from shardyard.objectives.scores import perplexity
+from shardyard.objectives.z_loss import token_losses, z_metrics
 from shardyard.recipe.isolation import Isolation
 
 
@@ -30,16 +43,21 @@ class Answers(Objective):
         packing: bool = False,
         isolation: Isolation = "positions",
         logits_chunk: int = 0,
+        z_loss: float = 0.0,
     ) -> None:
         """`packing`: rows hold several conversations, at positions that restart with each; `isolation`: how they are
-        kept apart; `logits_chunk`: most tokens whose logits exist at the same time, 0 for all."""
-        self._label_smoothing, self._isolation, self._logits_chunk = label_smoothing, isolation, logits_chunk
+        kept apart; `logits_chunk`: most tokens whose logits exist at the same time, 0 for all; `z_loss`: its weight."""
+        self._loss = partial(cross_entropy, label_smoothing=label_smoothing)
+        self._isolation, self._logits_chunk = isolation, logits_chunk
+        self._z_loss = z_loss
+        self.weights = {"loss": 1.0, **({Z_LOSS: z_loss} if z_loss else {})}
         self._packing = packing and isolation != "rows"
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per answer token, or its weight."""
         weights = _weights(batch)
-        return {"loss": count_targets(batch["labels"]) if weights is None else float(weights.double().sum())}
+        targets = count_targets(batch["labels"]) if weights is None else float(weights.double().sum())
+        return dict.fromkeys(self.weights, targets)
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T] are already shifted: `labels[:, t]` is the token after `input_ids[:, t]`, -100 outside
@@ -50,12 +68,13 @@ class Answers(Objective):
             inputs |= document_inputs(model, batch["position_ids"], self._isolation)
         logits = output_with_logits(model, {**inputs, "use_cache": False}, self._logits_chunk).logits  # [B, T, V]
         labels, weights = batch["labels"], _weights(batch)
-        loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing, weights=weights)
-        return Measured({"loss": loss}, {"correct": num_correct(logits, labels, weights)})
+        training = is_training(model)
+        losses = token_losses(self._loss, logits, labels, weights, z_loss=self._z_loss, training=training)
+        return Measured(losses, {"correct": num_correct(logits, labels, weights)})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """Share of targets that are the likeliest token."""
-        return {"train/token_accuracy": totals.share("correct", "loss")}
+        """Share of targets that are the likeliest token; with a z-loss, also both terms."""
+        return {"train/token_accuracy": totals.share("correct", "loss"), **z_metrics(totals, "cross_entropy")}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Perplexity, and the share of targets that are the likeliest token."""
@@ -92,4 +111,5 @@ def make(inputs: ObjectiveInputs) -> Answers:
         packing=inputs.packing,
         isolation=inputs.isolation,
         logits_chunk=inputs.logits_chunk,
+        z_loss=inputs.loss.z_loss,
     )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 IGNORED = -100
+# The loss term of `loss.z_loss`.
+Z_LOSS = "z_loss"
 Tensors = dict[str, Tensor]
 
 
@@ -67,7 +69,8 @@ class Objective:
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
         """Full metric names → values to record with every step, in addition to the loss."""
-        return {f"train/loss_{term}": totals.mean(term) for term in self.weights} if len(self.weights) > 1 else {}
+        terms = [term for term in self.weights if term != Z_LOSS]
+        return {f"train/loss_{term}": totals.mean(term) for term in terms} if len(terms) > 1 else {}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Metrics of an evaluation in addition to `loss`, under the names in the specification."""
@@ -92,6 +95,11 @@ class Objective:
 def count_targets(labels: Tensor) -> int:
     """Number of targets in `labels` of any shape: the entries that are not -100."""
     return int(torch.count_nonzero(labels != IGNORED))
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether a model is in training mode; DeepSpeed's engine sets the flag of the wrapped module, not its own."""
+    return bool(getattr(model, "module", model).training)
 
 
 def as_model(model: nn.Module, values: Tensor) -> Tensor:

@@ -132,6 +132,14 @@ class ChunkedLogits:
         return self
 
 
+def over_tokens(part: Part, logits: Tensor | ChunkedLogits, *tokens: Tensor | ChunkedLogits | None) -> Tensor:
+    """As `ChunkedLogits.map`; for logits […, V] that exist, the result of `part` for all tokens."""
+    if isinstance(logits, ChunkedLogits):
+        return logits.map(part, *tokens)
+    flat = logits.flatten(0, -2)
+    return part(flat, *(_by_range(one, logits.dim() - 1)(0, len(flat)) for one in tokens)).reshape(-1)
+
+
 def _by_range(values: Tensor | ChunkedLogits | None, axes: int) -> Callable[[int, int], Tensor | None]:
     """A function of a range of tokens that returns their values; `axes` are those of the tokens."""
     if values is None:

@@ -169,6 +169,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["mesh"] = _mesh_reason(recipe, mesh)
     rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
+    if recipe.loss.z_loss:
+        reasons["z_loss"] = f"{recipe.loss.z_loss:g} × mean (log Z)²: of target tokens, beside their loss, in training"
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"
     fitting = batch_on(recipe, architecture, mesh, world.device_bytes, gpu=world.gpu)
     parts = stage_recipes(recipe)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from shardyard.objectives import losses
-from shardyard.objectives.base import IGNORED, Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.base import IGNORED, Z_LOSS, Measured, Objective, Tensors, Totals, count_targets, is_training
 from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.scores import perplexity
+from shardyard.objectives.z_loss import token_losses, z_metrics
 from shardyard.recipe.schema import Loss
 
 Logits = TypeVar("Logits", Tensor, ChunkedLogits)
@@ -22,16 +24,23 @@ class MaskedLM(Objective):
     def __init__(self, loss: Loss, logits_chunk: int = 0) -> None:
         """`logits_chunk`: most tokens whose logits exist at the same time; 0 for all."""
         self._loss, self._logits_chunk = loss, logits_chunk
+        self.weights = {"loss": 1.0, **({Z_LOSS: loss.z_loss} if loss.z_loss else {})}
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per selected token."""
-        return {"loss": count_targets(batch["labels"])}
+        return dict.fromkeys(self.weights, float(count_targets(batch["labels"])))
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """`labels` [B, T]; everything else in the batch is passed to the model."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits, labels = chosen(output_with_logits(model, inputs, self._logits_chunk).logits, batch["labels"])
-        return Measured({"loss": target_loss(self._loss, logits, labels)}, {"correct": num_correct(logits, labels)})
+        loss, training = partial(target_loss, self._loss), is_training(model)
+        found = token_losses(loss, logits, labels, z_loss=self._loss.z_loss, training=training)
+        return Measured(found, {"correct": num_correct(logits, labels)})
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """With a z-loss, both terms."""
+        return z_metrics(totals, self._loss.name)
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Perplexity, and the share of targets that are the likeliest token."""

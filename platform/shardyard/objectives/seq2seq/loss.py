@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from shardyard.objectives import losses, scores
-from shardyard.objectives.base import Measured, Objective, Tensors, Totals, count_targets
+from shardyard.objectives.base import Z_LOSS, Measured, Objective, Tensors, Totals, count_targets, is_training
 from shardyard.objectives.chunked import ChunkedLogits, output_with_logits
 from shardyard.objectives.decoding import decode, kept_texts
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.rouge import first_words, rouge
+from shardyard.objectives.z_loss import token_losses, z_metrics
 
 
 class EncoderDecoder(Objective):
@@ -29,6 +30,7 @@ class EncoderDecoder(Objective):
         self._loss, self._evaluate, self._tokenizer = given.loss, given.evaluate, given.tokenizer
         self._logits_chunk = given.logits_chunk
         self._max_tokens, self._prompt = given.sequence_length, given.decoder_prompt
+        self.weights = {"loss": 1.0, **({Z_LOSS: given.loss.z_loss} if given.loss.z_loss else {})}
 
     def inputs(self, model: nn.Module, batch: Tensors) -> Tensors:
         """The encoder's inputs, by the names of the model's arguments."""
@@ -36,18 +38,24 @@ class EncoderDecoder(Objective):
 
     def counts(self, batch: Tensors) -> dict[str, float]:
         """One target per token of the decoder's text, including the end token."""
-        return {"loss": count_targets(batch["labels"])}
+        return dict.fromkeys(self.weights, float(count_targets(batch["labels"])))
 
     def measure(self, model: nn.Module, batch: Tensors) -> Measured:
         """The recipe's loss in training; cross-entropy in evaluation, so that perplexity is correct."""
         logits = self._output(model, batch).logits  # [B, T, V]
-        # DeepSpeed's engine sets the flag of the wrapped module, not its own.
-        training = getattr(model, "module", model).training
-        return Measured({"loss": self._training_loss(logits, batch["labels"]) if training else _nats(logits, batch)})
+        return Measured(self._losses(logits, batch["labels"], training=is_training(model)))
+
+    def train_metrics(self, totals: Totals) -> dict[str, float]:
+        """With a z-loss, both terms."""
+        return z_metrics(totals, self._loss.name)
 
     def _output(self, model: nn.Module, batch: Tensors) -> Any:
         inputs = {**self.inputs(model, batch), "decoder_input_ids": batch["decoder_input_ids"], "use_cache": False}
         return output_with_logits(model, inputs, self._logits_chunk)
+
+    def _losses(self, logits: Tensor | ChunkedLogits, labels: Tensor, *, training: bool) -> dict[str, Tensor]:
+        loss = self._training_loss if training else losses.cross_entropy
+        return token_losses(loss, logits, labels, z_loss=self._loss.z_loss, training=training)
 
     def _training_loss(self, logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
         if self._loss.name == "focal":
@@ -75,10 +83,6 @@ class EncoderDecoder(Objective):
         )
         kept = [kept_texts(batch, name) for name in ("reference", "source_text") if name in batch]
         return list(zip(decoded, *kept, strict=True))
-
-
-def _nats(logits: Tensor | ChunkedLogits, batch: Tensors) -> Tensor:
-    return losses.cross_entropy(logits, batch["labels"])
 
 
 class Seq2Seq(EncoderDecoder):

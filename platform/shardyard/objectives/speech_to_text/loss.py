@@ -11,6 +11,7 @@ from shardyard.objectives import losses, scores
 from shardyard.objectives.base import Measured, Tensors, Totals, as_model
 from shardyard.objectives.inputs import ObjectiveInputs
 from shardyard.objectives.seq2seq.loss import EncoderDecoder
+from shardyard.objectives.z_loss import z_metrics
 
 # Lower case, no punctuation, no remarks in brackets: how Whisper's error rates are computed for any language.
 _normalise = BasicTextNormalizer()
@@ -45,12 +46,17 @@ class SpeechToText(EncoderDecoder):
         out = self._output(model, batch)
         heard = bare.get_output_embeddings()(out.encoder_last_hidden_state)
         ctc = losses.ctc(heard, batch["labels"][:, self._given_labels :], blank=self._blank)
-        written = self._training_loss(out.logits, batch["labels"])
-        return Measured({"loss": written + self._ctc * ctc}, {"ctc": ctc.detach().double()})
+        written = self._losses(out.logits, batch["labels"], training=True)
+        return Measured({**written, "loss": written["loss"] + self._ctc * ctc}, {"ctc": ctc.detach().double()})
 
     def train_metrics(self, totals: Totals) -> dict[str, float]:
-        """The CTC loss in nats per token of the texts."""
-        return {"train/ctc_loss": totals.share("ctc", "loss")} if "ctc" in totals.observed else {}
+        """The CTC loss in nats per token of the texts; with a z-loss, all terms."""
+        if "ctc" not in totals.observed:
+            return super().train_metrics(totals)
+        ctc = totals.share("ctc", "loss")
+        alone = totals.mean("loss") - self._ctc * ctc
+        z = z_metrics(totals)
+        return {"train/ctc_loss": ctc, **({**z, f"train/{self._loss.name}": alone} if z else {})}
 
     def score(self, collected: list[Any]) -> dict[str, float]:
         """Error rates of the decoded texts, after normalising both sides."""

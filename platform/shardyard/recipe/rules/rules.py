@@ -251,7 +251,9 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
     """Check sections and lengths against what the objective reads."""
     spec = objective_spec(recipe.objective)
     for name in OPTIONAL_SECTIONS:
-        if name not in spec.sections and getattr(recipe, name) != type(getattr(recipe, name))():
+        # Of the losses of a target, the z-loss depends on its logits alone, whatever else an objective does with them.
+        given = recipe.loss.model_copy(update={"z_loss": 0.0}) if name == "loss" else getattr(recipe, name)
+        if name not in spec.sections and given != type(given)():
             owners = ", ".join(other.name for other in specs() if name in other.sections)
             yield (name,), f"does nothing for the objective {recipe.objective}, only for {owners}; remove it"
     if spec.text and recipe.data.sequence_length is None:
@@ -268,6 +270,12 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
                 f"{recipe.objective} compares all rows with each other, so a worker's {rows} rows go through the model "
                 "at once; remove it"
             ),
+        )
+    if recipe.loss.z_loss and not spec.vocabulary:
+        owners = ", ".join(other.name for other in specs() if other.vocabulary)
+        yield (
+            ("loss", "z_loss"),
+            f"needs target tokens of a vocabulary, of which {recipe.objective} predicts none, only {owners}; remove it",
         )
     if recipe.loss.name == "focal" and recipe.loss.label_smoothing:
         yield ("loss", "label_smoothing"), "focal loss has none; remove it, or use cross_entropy"

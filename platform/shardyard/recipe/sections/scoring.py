@@ -46,6 +46,13 @@ class Loss(Section):
     focal_gamma: float = described(
         2.0, "Focusing parameter of focal loss: larger values give well-classified targets less weight.", ge=0.0
     )
+    z_loss: float = described(
+        0.0,
+        "Weight of the z-loss, the mean over target tokens of the squared logarithm of the softmax's denominator. It "
+        "keeps logits from growing (Chowdhery et al. 2022, PaLM: 1e-4), in training, for objectives that predict "
+        "tokens of a vocabulary.",
+        ge=0.0,
+    )
 
 
 class Preference(Section):

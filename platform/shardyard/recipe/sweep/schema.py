@@ -17,6 +17,7 @@ CHANGEABLE = (
     "schedule.min_ratio",
     "loss.label_smoothing",
     "loss.focal_gamma",
+    "loss.z_loss",
     "model.dropout",
     "distillation.temperature",
     "distillation.weight",
