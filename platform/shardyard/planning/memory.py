@@ -271,7 +271,7 @@ def _by_formula(architecture: Architecture, width: int) -> Kept:
 def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tuple[int, int]:
     """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both; with
     `model.logits_chunk`, of so many tokens, and then also the gradient of the output matrix: of one chunk, and the sum
-    in fp32."""
+    in fp32. The z-loss keeps the logits of a chunk, which whole ones do anyway."""
     width = _parameter_bytes(recipe)
     length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
     logits = length * architecture.vocabulary
@@ -281,4 +281,5 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tup
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
     if not 0 < chunk < logits:
         return 2 * logits * (width + 4), 0
-    return 2 * chunk * (width + 4), (width + 4) * architecture.vocabulary * architecture.hidden_size
+    kept = width * chunk if recipe.loss.z_loss else 0
+    return 2 * chunk * (width + 4) + kept, (width + 4) * architecture.vocabulary * architecture.hidden_size

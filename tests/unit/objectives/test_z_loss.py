@@ -319,3 +319,12 @@ def test_the_plan_explains_it() -> None:
     assert plan.memory == plain.memory
     assert plan.flops == plain.flops
     assert not any(row[0] == "z-loss" for row in plan_rows(plain))
+
+
+def test_the_plan_counts_the_logits_that_it_keeps_of_a_chunk() -> None:
+    def logits_bytes(z_loss: float) -> int:
+        fields = {**RECIPE, "model": {**RECIPE["model"], "logits_chunk": 8}, "loss": {"z_loss": z_loss}}
+        fields["train"] = {**RECIPE["train"], "precision": "fp32"}
+        return make_plan(parse_recipe(fields), GPT2, World(size=1, gpu=False)).memory.logits_bytes
+
+    assert logits_bytes(1e-4) - logits_bytes(0.0) == 4 * 8 * GPT2.vocabulary
