@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shardyard.engine.inference.load import load_trained
+from shardyard.engine.inference.load import export_checkpoint, load_trained
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from support.ranks import run_ranks
@@ -165,7 +165,15 @@ def test_a_resumed_run_ends_bitwise_equal(jobs: dict[str, Job], name: str) -> No
     assert manifest["sequence_parallel"] == axes.get("sequence", 1)
 
 
-@pytest.mark.parametrize("name", ["tensor 2, stage 1", "both, stage 2", "both, stage 0"])
-def test_a_checkpoint_exports_with_whole_layers(jobs: dict[str, Job], name: str) -> None:
-    measured = load_trained(jobs[name].folder, step=10).evaluate()["loss"]
-    assert measured == pytest.approx(lines(jobs[name])[10]["eval/validation/loss"], rel=1e-5)
+@pytest.mark.parametrize("name", [name for name in CASES if "parallel" in CASES[name]] + ["experts"])
+def test_a_checkpoint_exports_with_whole_layers(jobs: dict[str, Job], name: str, tmp_path: Path) -> None:
+    """At every stage: the loss of the run at that step; of the last step, exactly what the run left in final/."""
+    job = jobs[name]
+    last = max(lines(job))
+    step = min(10, last)
+    measured = load_trained(job.folder, step=step).evaluate()["loss"]
+    assert measured == pytest.approx(lines(job)[step]["eval/validation/loss"], rel=1e-5)
+    exported = load_file(export_checkpoint(job.folder, last, tmp_path / "model") / "model.safetensors")
+    final = weights(job)
+    assert exported.keys() == final.keys()
+    assert all(torch.equal(exported[weight], final[weight]) for weight in final)

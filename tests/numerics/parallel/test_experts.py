@@ -21,7 +21,6 @@ from shardyard.engine.mesh import make_mesh
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.step import train_step
 from shardyard.engine.world import Rank
-from shardyard.errors import CheckpointError
 from shardyard.recipe.schema import Recipe
 from support.ranks import run_ranks
 from support.tiny import CONFIGS, tiny_job, tiny_recipe, write_corpus
@@ -221,19 +220,26 @@ def test_the_exported_model_gives_the_runs_own_metrics(whole_runs: dict[int, tup
         assert measured[name.removeprefix("eval/validation/")] == pytest.approx(own[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_checkpoint_exports_with_all_its_experts(whole_runs: dict[int, tuple[Job, Job]], stage: int) -> None:
     job, _ = whole_runs[stage]
     loss = load_trained(job.folder, step=4).evaluate()["loss"]
     assert loss == pytest.approx(_lines(job)[4]["eval/validation/loss"], rel=1e-5)
 
 
-def test_a_checkpoint_of_stage_3_says_why_it_cannot_be_exported(
-    whole_runs: dict[int, tuple[Job, Job]], tmp_path: Path
-) -> None:
-    job, _ = whole_runs[3]
-    with pytest.raises(CheckpointError, match=r"spread over 2 ranks.*shardyard resume"):
-        export_checkpoint(job.folder, 4, tmp_path / "model")
+def test_experts_in_shards_of_stage_3_leave_a_checkpoint_as_they_leave_the_run(corpus: Path, tmp_path: Path) -> None:
+    """Four ranks: pairs hold the same experts, and each pair partitions its own."""
+    short = {"train": {"steps": 2}, "schedule": {"warmup": 1}, "checkpoint": {"every": 2}}
+    case: dict[str, Any] = {"workers": 4, "family": "qwen2_moe", "optimizer": {"name": "sgd", "lr": 0.5}, **short}
+    recipes = [moe(corpus, 2, stage=3, **case), moe(corpus, 1, stage=1, **case)]
+    jobs = [tiny_job(recipe, tmp_path, world_size=4) for recipe in recipes]
+    assert run_ranks(4, run_all, jobs)[0] == ["finished"] * 2
+    exported = load_file(export_checkpoint(jobs[0].folder, 2, tmp_path / "model") / "model.safetensors")
+    final, alone = (load_file(job.folder.final / "model.safetensors") for job in jobs)
+    assert exported.keys() == final.keys() == alone.keys()
+    assert all(torch.equal(exported[name], final[name]) for name in final)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(exported[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_each_record_has_the_balance_and_evaluations_alone_the_table(whole_runs: dict[int, tuple[Job, Job]]) -> None:

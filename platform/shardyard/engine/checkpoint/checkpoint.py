@@ -23,6 +23,7 @@ from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.blocks import FileEntry
 from shardyard.engine.checkpoint.elsewhere import States, read_states
 from shardyard.engine.checkpoint.filling import fill, trained_names
+from shardyard.engine.checkpoint.of_ranks import Sources
 from shardyard.engine.checkpoint.random_states import RandomStates, continue_random, random_states
 from shardyard.engine.checkpoint.shard_files import ShardFiles
 from shardyard.engine.checkpoint.shards import ENGINE_TAG, Shards, file_of_rank
@@ -35,9 +36,6 @@ from shardyard.engine.offload.quirks import swaps
 from shardyard.errors import CheckpointError, ShardyardError
 from shardyard.tracking.run.folder import typed
 from shardyard.units import format_bytes
-
-# Sizes of the axes besides data, whose ranks keep different parts.
-_SPLITTING = ("expert_parallel", "tensor_parallel", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -280,7 +278,7 @@ class Checkpointer:
             The state of the loop and of all data streams, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint has another world, stage or precision, or contains code; or none is good.
+            CheckpointError: the checkpoint has another precision, or contains code; or none is good.
         """
         candidates = self._mesh.from_first(files.committed_checkpoints(self.folder))
         passed: list[tuple[Path, Callable[[Path], Path | None]]] = []
@@ -318,25 +316,33 @@ class Checkpointer:
         # Older checkpoints without an axis have one rank along it.
         written = {key: known.get(key, 1 if key in self._layout else None) for key in self._metadata}
         differs = [key for key, value in self._metadata.items() if written[key] != value]
-        whole = all(value == 1 for one in (written, self._layout) for key, value in one.items() if key in _SPLITTING)
         for key in differs:
-            if key not in ("world_size", "zero_stage") or not whole:
-                more = "" if key not in ("world_size", "zero_stage") else " while axes besides data split the model"
+            if key != "zero_stage" and key not in self._layout:
                 raise CheckpointError(
                     f"{folder} was written with {key} {written[key]}, this run has {self._metadata[key]}; "
-                    f"resume with the same {key}{more}, or start a new run"
+                    f"resume with the same {key}, or start a new run"
                 )
         shards = Shards(folder, manifest, trust=self._trust)
         self._refuse_code(shards)
-        if differs and written["zero_stage"] == self._metadata["zero_stage"] == 0:
+        moved = [key for key in differs if key in self._layout]
+        if written["zero_stage"] == self._metadata["zero_stage"] == 0 and "tensor_parallel" not in differs:
             differs = []
         if differs or swaps(self._engine):
-            self._load_elsewhere(shards, int(manifest["zero_stage"]))
+            self._load_elsewhere(shards, manifest)
         else:
             self._load_same(shards)
-        continue_random(shards, self._mesh.rank, of=int(manifest["world_size"]))
+        self._continue_random(shards, manifest, moved=bool(moved))
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
         return state, json.loads((folder / "data.json").read_text())
+
+    def _continue_random(self, shards: Shards, manifest: files.Manifest, *, moved: bool) -> None:
+        """Ranks that compute the same tokens draw the same masks: those with one index along `zero`."""
+        if not moved:
+            continue_random(shards, self._mesh.rank)
+            return
+        split = manifest.get("tensor_parallel", 1)
+        index, others = self._mesh.zero.index, int(manifest["world_size"]) // split
+        continue_random(shards, index % others * split, index if index >= others else None)
 
     def _load_same(self, shards: Shards) -> None:
         """Let DeepSpeed load what the same number of ranks wrote at the same stage."""
@@ -349,20 +355,23 @@ class Checkpointer:
         if loaded is None:
             raise ShardyardError(f"DeepSpeed could not load {shards.folder}")
 
-    def _load_elsewhere(self, shards: Shards, stage: int) -> None:
-        """Load what was written at another ZeRO stage or on another number of ranks; all ranks call this."""
+    def _load_elsewhere(self, shards: Shards, manifest: files.Manifest) -> None:
+        """Load what was written at another ZeRO stage, on another number of ranks or with other axes; all ranks call
+        this."""
         names = trained_names(self._engine.module, faster_b=self._faster_b)
+        sources = Sources(self._engine.module)
         stored: States | None = None
         problem = ""
         try:
-            stored = read_states(shards, stage, names)
+            whole = read_states(shards, manifest, sources.names(names), in_order=not sources.layers)
+            stored = sources.on_rank(whole, self._mesh)
         # Whatever is wrong with the files that this rank reads, the others must hear of it instead of waiting.
         except (CheckpointError, OSError, LookupError) as error:
             problem = str(error) if isinstance(error, CheckpointError) else f"{shards.folder} cannot be read: {error!r}"
         problems = [text for text in self._mesh.world.gather(problem) if text]
         if problems or stored is None:
             raise CheckpointError(problems[0])
-        fill(self._engine, stored, names, self._mesh.data)
+        fill(self._engine, stored, names, self._mesh)
 
     def _refuse_code(self, shards: Shards) -> None:
         """Reject checkpoints that contain code. All ranks check before any of them reads, so that none waits for one

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -88,6 +88,24 @@ def as_transformers(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dic
         own = {name: rest.pop(name) for name in tensors if name.startswith(f"{layer}.")}
         found |= _layer(layer, {name.removeprefix(f"{layer}."): tensor for name, tensor in own.items()})
     return {name: same(name, tensor) for name, tensor in rest.items()} | found
+
+
+def name_in_transformers(layers: Collection[str], names: Iterable[str]) -> Callable[[str], str]:
+    """What gives the name of a weight that transformers has for it, but for stacked experts (`is_stacked`).
+
+    Args:
+        layers: names of AutoEP's layers.
+        names: those of all weights.
+    """
+    gated = {layer for layer in layers for name in names if name.startswith(f"{layer}.shared_experts_gate.")}
+
+    def renamed(name: str) -> str:
+        layer = next((one for one in layers if name.startswith(f"{one}.")), None)
+        if layer is None:
+            return name
+        return f"{layer}.{_renamed(name.removeprefix(f'{layer}.'), _NAMES + (_QWEN2_NAMES if layer in gated else ()))}"
+
+    return renamed
 
 
 def _layer(layer: str, own: dict[str, Tensor]) -> dict[str, Derived]:

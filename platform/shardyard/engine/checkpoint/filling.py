@@ -17,7 +17,8 @@ from deepspeed.checkpoint.constants import (
 from torch import Tensor, nn
 
 from shardyard.engine.checkpoint.elsewhere import LOSS_SCALER, States
-from shardyard.engine.mesh import Axis
+from shardyard.engine.checkpoint.expert_weights import is_stacked
+from shardyard.engine.mesh import Mesh
 from shardyard.engine.offload.quirks import opened
 from shardyard.optim.groups import parameter_groups
 
@@ -29,23 +30,23 @@ def trained_names(model: nn.Module, *, faster_b: bool) -> list[str]:
     return [names[id(parameter)] for group in groups for parameter in _parameters(group)]
 
 
-def fill(engine: deepspeed.DeepSpeedEngine, stored: States, names: list[str], axis: Axis) -> None:
+def fill(engine: deepspeed.DeepSpeedEngine, stored: States, names: list[str], mesh: Mesh) -> None:
     """Set every weight, optimizer state, buffer and counter of the engine. All ranks call this.
 
     Args:
+        stored: what this rank and those with which ZeRO shards it hold together, by the names of the engine.
         names: those of the trained parameters, in the order of the optimizer's groups.
-        axis: the ranks over which ZeRO shards.
     """
     stage = engine.zero_optimization_stage()
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()
     with torch.no_grad():
-        _fill_model(engine.module, stored, axis)
+        _fill_model(engine.module, stored, mesh)
         if stage == 0:
             _fill_whole(engine.optimizer, stored, names)
         else:
             compiled = type(engine.optimizer.optimizer).__module__.startswith("deepspeed.ops")
-            for slot in _slots(engine, stage, names, axis):
+            for slot in _slots(engine, stage, mesh):
                 slot.fill(stored, compiled=compiled)
     if stage == 3:
         engine.optimizer.checkpoint_event_epilogue()
@@ -54,6 +55,11 @@ def fill(engine: deepspeed.DeepSpeedEngine, stored: States, names: list[str], ax
         scaler.__dict__.update(stored.loss_scaler.__dict__)
     for name, value in stored.counters.items():
         setattr(engine, name, value)
+
+
+def _apart(name: str, mesh: Mesh) -> int:
+    """How far ranks that hold the same parameter are apart along `zero`: consecutive ranks have consecutive experts."""
+    return mesh.expert.size if is_stacked(name) else 1
 
 
 @dataclass(frozen=True)
@@ -85,50 +91,49 @@ class _Slot:
             self.states[key] = int(scalar) if compiled else torch.tensor(float(scalar))
 
 
-def _slots(engine: deepspeed.DeepSpeedEngine, stage: int, names: list[str], axis: Axis) -> Iterator[_Slot]:
+def _slots(engine: deepspeed.DeepSpeedEngine, stage: int, mesh: Mesh) -> Iterator[_Slot]:
     inner = engine.optimizer.optimizer
     if stage < 3:
         # The tensors in it are the optimizer's own, not copies.
         state = engine.optimizer.state_dict()
         owners = [group["params"][0] for group in inner.param_groups]
         slices = state[PARAM_SLICE_MAPPINGS]
-        before = _values_before(axis, {name: one.numel for group in slices for name, one in group.items()})
+        before = _values_before(mesh, {name: one.numel for group in slices for name, one in group.items()})
         for owner, master, group in zip(owners, state[SINGLE_PARTITION_OF_FP32_GROUPS], slices, strict=True):
             for name, place in group.items():
                 cut = slice(place.start, place.start + place.numel)
                 yield _Slot(name, before.get(name, 0), master.flatten(), owner, inner.state[owner], cut)
         return
-    parameters = dict(engine.module.named_parameters())
-    left = iter(names)
-    for number, whole in enumerate(engine.optimizer.fp16_partitioned_groups_flat_numel):
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    for number, group in enumerate(engine.optimizer.fp16_groups):
         with opened(engine, number) as master:
             start = 0
-            while start < whole:
-                name = next(left)
-                size = parameters[name].ds_tensor.numel()
-                place = slice(start, start + size)
-                yield _Slot(name, axis.index * size, master.flatten(), master, inner.state[master], place)
+            for parameter in group:
+                name, size = names[id(parameter)], parameter.ds_tensor.numel()
+                begin, place = mesh.zero.index // _apart(name, mesh) * size, slice(start, start + size)
+                yield _Slot(name, begin, master.flatten(), master, inner.state[master], place)
                 start += size
 
 
-def _values_before(axis: Axis, own: Mapping[str, int]) -> dict[str, int]:
+def _values_before(mesh: Mesh, own: Mapping[str, int]) -> dict[str, int]:
     """Values of each parameter that ranks before this one keep."""
     found: dict[str, int] = {}
-    for share in axis.gather(own)[: axis.index]:
+    for rank, share in enumerate(mesh.zero.gather(own)[: mesh.zero.index]):
         for name, count in share.items():
-            found[name] = found.get(name, 0) + count
+            if (mesh.zero.index - rank) % _apart(name, mesh) == 0:
+                found[name] = found.get(name, 0) + count
     return found
 
 
-def _fill_model(model: nn.Module, stored: States, axis: Axis) -> None:
+def _fill_model(model: nn.Module, stored: States, mesh: Mesh) -> None:
     """Set the weights with which the model computes, and its buffers."""
     pieces = {**{name: trained.weight for name, trained in stored.trained.items()}, **stored.kept}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if name not in pieces:
             continue
         if hasattr(tensor, "ds_tensor"):
-            size = tensor.ds_tensor.numel()
-            values = pieces[name].read(axis.index * size, (axis.index + 1) * size)
+            size, index = tensor.ds_tensor.numel(), mesh.zero.index // _apart(name, mesh)
+            values = pieces[name].read(index * size, (index + 1) * size)
             tensor.ds_tensor.copy_(values.view(tensor.ds_tensor.shape))
         else:
             tensor.copy_(pieces[name].read(0, tensor.numel()).view(tensor.shape))

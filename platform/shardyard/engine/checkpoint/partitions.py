@@ -61,7 +61,8 @@ def partitioned_weights(
         held = [[one[FROZEN_PARAM_FRAGMENTS][name]] for one in states]
         found[name] = _whole(held, shape, held[0][0].dtype, experts if is_spread(name) else 1)
     begin = 0
-    for name, shape in itertools.chain.from_iterable(group.items() for group in first[PARAM_SHAPES]):
+    for name, sizes in itertools.chain.from_iterable(group.items() for group in first[PARAM_SHAPES]):
+        shape = torch.Size(sizes)  # AutoEP's are plain tuples.
         spread = experts if is_spread(name) else 1
         share = -(-shape.numel() // (len(flat) // spread))
         held = [[groups[number][cut] for number, cut in spans(groups, begin, share)] for groups in flat]

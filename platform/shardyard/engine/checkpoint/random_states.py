@@ -47,12 +47,17 @@ def _set_random_states(states: RandomStates) -> None:
         torch.cuda.set_rng_state(_unpack(states["cuda"]))
 
 
-def continue_random(shards: Shards, rank: int, *, of: int) -> None:
-    """Set the random states that a rank had in a checkpoint of `of` ranks; further ranks get states of their own."""
-    text = shards.random(rank % of)
+def continue_random(shards: Shards, source: int, further: int | None = None) -> None:
+    """Set the random states that a rank had in a checkpoint.
+
+    Args:
+        source: the number of the rank.
+        further: of a rank that the checkpoint does not have; it gets states of its own, which follow from this number.
+    """
+    text = shards.random(source)
     _set_random_states(json.loads(text))
-    if rank >= of:
-        seed = int.from_bytes(hashlib.sha256(f"{text}{rank}".encode()).digest()[:4], "big")
+    if further is not None:
+        seed = int.from_bytes(hashlib.sha256(f"{text}{further}".encode()).digest()[:4], "big")
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)

@@ -33,7 +33,6 @@ from shardyard.engine.parallel.tensor import joined
 from shardyard.errors import CheckpointError
 from shardyard.models.weight_source import Derived, DerivedWeights, WeightSource
 from shardyard.recipe.tensor_plans import split_dimension
-from shardyard.tracking.run.folder import typed
 
 OPTIMIZER = "optimizer"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -179,23 +178,10 @@ def weights_of_checkpoint(folder: Path, *, precision: str, trust: bool = False) 
         trust: load checkpoint files that may execute code.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, holds more than tensors, or uses ZeRO-3 with expert or tensor
-            parallelism.
+        CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     manifest = files.read_manifest(folder)
     parallel, split = manifest.get("expert_parallel", 1), manifest.get("tensor_parallel", 1)
-    if manifest["zero_stage"] == 3 and split > 1:
-        raise CheckpointError(
-            f"{folder} holds layers that are split over {split} ranks in the shards of ZeRO-3, which only those ranks "
-            f"can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes final/ at "
-            "its end"
-        )
-    if manifest["zero_stage"] == 3 and parallel > 1:
-        raise CheckpointError(
-            f"{folder} holds experts that are spread over {parallel} ranks in the shards of ZeRO-3, which only those "
-            f"ranks can consolidate; `shardyard resume {typed(folder.parents[1])}` continues the run, which writes "
-            "final/ at its end"
-        )
     shards = opened(folder, trust=trust)
     damaged = shards.damaged(_kept_in_files(manifest["zero_stage"]))
     if damaged:
