@@ -1,7 +1,7 @@
-"""The trained weights and optimizer states in a checkpoint, by parameter, whatever its ZeRO stage, its number of ranks
-and its axes: whole, by the names of a model on one rank (`of_ranks.py` cuts them for other ranks).
+"""The trained weights and optimizer states in a checkpoint, by parameter, whatever its ZeRO stage, ranks and axes.
 
-Files are mapped into memory, and a rank reads of each parameter only the values that it keeps.
+They are whole and have the names of a model on one rank; `of_ranks.py` cuts them for other ranks. Files are mapped into
+memory, and a rank reads of each parameter only the values that it keeps.
 """
 
 from __future__ import annotations

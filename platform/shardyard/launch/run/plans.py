@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from shardyard.engine.checkpoint.files import newest_good_step, rewind
-from shardyard.errors import UsageError
+from shardyard.engine.checkpoint.files import (
+    committed_checkpoints,
+    committed_folder,
+    newest_good_step,
+    read_manifest,
+    rewind,
+)
+from shardyard.errors import CheckpointError, UsageError
 from shardyard.launch.run.create import new_run
 from shardyard.launch.run.host import refuse_on_this_host
 from shardyard.launch.run.initial import check_unchanged, for_planning, locate
@@ -20,9 +26,10 @@ from shardyard.planning.plan_text import as_dict, resolved_text, rows
 from shardyard.planning.search.search import Question
 from shardyard.recipe.code import origins, with_absolute_files
 from shardyard.recipe.loading.load import LoadedRecipe, load_recipe, shown_path
+from shardyard.recipe.schema import Recipe
 from shardyard.recipe.shorten import as_trial
 from shardyard.tracking.run.events import Notice, write_event
-from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.folder import RunFolder, typed
 from shardyard.tracking.run.info import RunFields, WeightsInfo
 from shardyard.tracking.run.plan_file import keep_plan
 from shardyard.tracking.run.provenance import collect
@@ -104,13 +111,16 @@ def plan_resumed(
         until: where the run shall pause.
 
     Raises:
-        UsageError: the initial weights have changed, the checkpoint does not exist, or the run is past `until`.
+        UsageError: the initial weights have changed, the checkpoint does not exist or fits no such run, or the run is
+            past `until`.
     """
     _refuse_past(folder, until, step)
     local = local or folder.info().local
     check_unchanged(folder)
     loaded = load_recipe(str(folder.resolved), [*as_before(folder), *overrides])
     if overrides:
+        began = load_recipe(str(folder.resolved), as_before(folder))
+        refuse_what_cannot_go_on(folder, began.recipe, loaded.recipe, step)
         loaded, _ = with_initial_weights(loaded, runs_dir)
     plan = plan_of(loaded, local=local, gpus=cluster_gpus_of(loaded, local=local))
     if step is not None:
@@ -127,6 +137,39 @@ def _refuse_past(folder: RunFolder, until: int | None, step: int | None) -> None
         where = f"{folder.path} goes on from its checkpoint of step {reached}"
         back = "" if step is not None else f" or go back first with --step N, where N is at most {until}"
         raise UsageError(f"--until {until}: {where}, which is later. Name a later step{back}.")
+
+
+def refuse_what_cannot_go_on(folder: RunFolder, began: Recipe, recipe: Recipe, step: int | None) -> None:
+    """Check that the states of a checkpoint can be read by the changed run.
+
+    Stage, number of ranks and the sizes of all axes may change: states are read by parameter.
+
+    Args:
+        began: the recipe with which the run was planned before.
+        step: of the checkpoint; None for the newest.
+
+    Raises:
+        UsageError: the checkpoint has another precision, or states of another optimizer.
+    """
+    committed = committed_checkpoints(folder.checkpoints)
+    checkpoint = committed_folder(folder.checkpoints, step) if step else next(reversed(committed), None)
+    if step == 0 or checkpoint is None or checkpoint not in committed:
+        return
+    try:
+        written = read_manifest(checkpoint)["precision"]
+    except CheckpointError:
+        return  # The ranks skip a damaged one, and say so.
+    changed = [
+        ("train.precision", written, recipe.train.precision or written),
+        ("optimizer.name", began.optimizer.name, recipe.optimizer.name),
+    ]
+    for field_, before, now in changed:
+        if before != now:
+            raise UsageError(
+                f"{checkpoint.name} was written with {field_} {before}, and this run would have {now}: its optimizer "
+                f"states are those of {before}. Leave {field_} as it was, or start a new run from its weights: "
+                f"`shardyard export {typed(folder.path)} FOLDER`, then launch with `-s model.pretrained=FOLDER`."
+            )
 
 
 def _go_back(folder: RunFolder, step: int) -> None:
