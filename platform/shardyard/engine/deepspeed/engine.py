@@ -98,6 +98,8 @@ def start_engine(
     quirks.keep_scalars_unpartitioned(model)
     if recipe.model.adapter is not None and recipe.zero.stage == 3:
         _gather_what_is_read_outside(model)
+    if recipe.model.compile and recipe.zero.stage == 3 and not all(one.requires_grad for one in model.parameters()):
+        _give_inputs_gradients(model)
     quirks.undo_trial_step(engine)
     quirks.update_without_history(engine)
     if recipe.zero.stage == 0 and precision_of(recipe) != accumulation_type(recipe):
@@ -127,9 +129,16 @@ def _gather_what_is_read_outside(model: Any) -> None:
         for parameter in parameters:
             deepspeed.zero.register_external_parameter(module, parameter)
     if outside:
-        # A module none of whose inputs needs a gradient loses its parameters before their gradients are computed.
-        with contextlib.suppress(NotImplementedError):  # a model without an embedding table
-            model.enable_input_require_grads()
+        _give_inputs_gradients(model)
+
+
+def _give_inputs_gradients(model: Any) -> None:
+    """Under ZeRO-3, a module none of whose inputs needs a gradient, as after frozen embeddings, loses its parameters
+    before their gradients are computed."""
+    with contextlib.suppress(
+        NotImplementedError, AttributeError
+    ):  # a model without an embedding table, or a custom one
+        model.enable_input_require_grads()
 
 
 def lr_of_b(recipe: Recipe) -> float | None:
