@@ -72,8 +72,8 @@ chaos: $(ALL) ## put every kind of fault into real runs and print what became of
 	@PYTHONPATH=tests $(BIN)/python -m chaos.matrix
 	@PYTHONPATH=tests $(BIN)/python -m chaos.keep
 
-gpu-check: $(STAMP) ## check on a GPU what only a GPU shows; see docs/gpu.md
-	@$(BIN)/python tests/gpu_check/run.py
+gpu-check: $(STAMP) ## check on a GPU what only a GPU shows, or with PRETEND=2 on simulated ones; see docs/gpu.md
+	@$(BIN)/python tests/gpu_check/run.py $(if $(PRETEND),--pretend $(PRETEND)) $(if $(MINUTES),--minutes $(MINUTES))
 
 check: $(ALL) check-js ## check format, lint, types and layers
 	@$(BIN)/ruff format --check .

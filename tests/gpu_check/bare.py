@@ -21,7 +21,7 @@ def device(setting: Setting) -> dict[str, Any]:
 
     from shardyard.tracking.metrics.meters import device_name, memory_metrics, peak_flops
 
-    if setting.rehearses:
+    if not setting.gpu:
         return {"name": device_name(), "peak_TFLOPs": None}
     properties = torch.cuda.get_device_properties(0)
     peak = peak_flops(device_name(), "bf16")
@@ -45,10 +45,10 @@ def watch(setting: Setting) -> dict[str, Any]:
 
     from shardyard.tracking.metrics.machine import Sampler
 
-    sampler = Sampler(gpu=not setting.rehearses)
+    sampler = Sampler(gpu=setting.gpu)
     sample = sampler()
     wanted = {f"gpu.{index}.memoryUsedBytes" for index in range(torch.cuda.device_count())}
-    if not setting.rehearses and (lacking := wanted - set(sample)):
+    if setting.gpu and (lacking := wanted - set(sample)):
         raise Failed(f"the driver tells no {', '.join(sorted(lacking))}")
     return {name: value for name, value in sample.items() if name.startswith(("gpu.", "cpu."))}
 
@@ -222,7 +222,7 @@ def tensors(setting: Setting) -> dict[str, Any]:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["cpu"].cpu())
-        if not setting.rehearses:
+        if setting.gpu:
             torch.cuda.set_rng_state(state["device"].cpu())
         resumed = first + train(model, optimizer, range(3, 6))
     if resumed != straight:
@@ -239,7 +239,7 @@ def _save(folder: Path, model: Any, optimizer: Any, setting: Setting) -> None:
     partial = files.partial_folder(folder, 3)
     partial.mkdir(parents=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "cpu": torch.get_rng_state()}
-    if not setting.rehearses:
+    if setting.gpu:
         state["device"] = torch.cuda.get_rng_state()
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -320,7 +320,7 @@ def _forecast(setting: Setting, recipe: Any, plan: Any, measured: float) -> dict
     from shardyard.planning.forecast.hardware import Hardware
     from shardyard.tracking.metrics.meters import device_name
 
-    device = by_device("H100 PCIe" if setting.rehearses else device_name())
+    device = by_device(device_name() if setting.gpu else "H100 PCIe")
     if device is None:
         return {}
     found = forecast(recipe, plan, Hardware(device, 1, 1)).tokens_per_second
@@ -375,12 +375,12 @@ def _planned(setting: Setting, name: str, micro_batch: int) -> tuple[Any, Any, A
         changes += ["model.config={vocab_size: 257, n_layer: 2, n_head: 2, n_embd: 32, n_positions: 32}"]
         changes += ["data.sequence_length=32", "train.global_batch=4", "train.micro_batch=4"]
     recipe = load_recipe(str(ROOT / "recipes" / "gpt" / f"{name}.yaml"), changes).recipe
-    plan = prepare(recipe, World(size=1, gpu=not setting.rehearses))
+    plan = prepare(recipe, World(size=1, gpu=setting.gpu))
     no_ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     config = architecture_config(recipe.model, vocabulary=plan.architecture.vocabulary, special_tokens=no_ids)
     model = construct(recipe.model, config)
     initialise(model, seed=recipe.train.seed, gathered=lambda _: contextlib.nullcontext())
-    if not setting.rehearses:
+    if setting.gpu:
         torch.cuda.reset_peak_memory_stats()
     return recipe, plan, model.to(setting.device, torch.bfloat16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,29 +26,55 @@ class Failed(Exception):  # noqa: N818  what a part has found
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a part runs: on `cuda`, or in rehearsal on `cpu` at a size that takes seconds."""
+    """Where a part runs: on `cuda`, on simulated GPUs (`pretended`), or on `cpu`."""
 
     device: str
+    pretended: int = 0
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the branches of a GPU are taken, be it a simulated one."""
+        return self.device == "cuda"
 
     @property
     def rehearses(self) -> bool:
-        """Whether there is no GPU, and figures mean nothing."""
-        return self.device == "cpu"
+        """Whether there is no real GPU: sizes take seconds, and figures mean nothing."""
+        return not self.gpu or self.pretended > 0
+
+    def precision(self, wanted: str) -> str:
+        """fp32 in a rehearsal on the CPU, which need not have units for another one."""
+        return wanted if self.gpu else "fp32"
 
 
 @dataclass(frozen=True)
 class Part:
-    """`run` gives figures by name, with units in the names. `needs` are modules beside torch."""
+    """`run` gives figures by name, with units in the names.
+
+    needs: modules beside torch. gpus: how many it takes; a rehearsal on the CPU has none and runs only parts for one.
+    real: why no simulated GPU can run it; "" if one can.
+    """
 
     name: str
     what: str
     needs: tuple[str, ...]
     run: Callable[[Setting], dict[str, Any]]
+    gpus: int = 1
+    real: str = ""
 
     @property
     def missing(self) -> list[str]:
         """Modules that are not installed here."""
-        return [module for module in ("torch", *self.needs) if not _is_there(module)]
+        return [module for module in ("torch", *self.needs) if not is_there(module)]
+
+    def hindrance(self, setting: Setting) -> str:
+        """Why it cannot be run here; "" if it can."""
+        if self.missing:
+            return f"needs {', '.join(self.missing)}, not installed here"
+        if self.real and setting.rehearses:
+            return f"needs a real GPU: {self.real}"
+        if self.gpus > (here := _num_gpus(setting)):
+            return f"needs {self.gpus} GPUs, and here {'is' if here == 1 else 'are'} {here or 'none'}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +90,8 @@ class Result:
 
 def in_this_process(part: Part, setting: Setting) -> Result:
     """Run a part here; whatever it raises is its result."""
-    if part.missing:
-        return Result(part.name, "not run", message=f"needs {', '.join(part.missing)}, not installed here")
+    if hindrance := part.hindrance(setting):
+        return Result(part.name, "not run", message=hindrance)
     started = time.monotonic()
     try:
         figures, message, state = part.run(setting), "", "passed"
@@ -79,25 +106,33 @@ def in_this_process(part: Part, setting: Setting) -> Result:
     return Result(part.name, state, time.monotonic() - started, figures, message)  # type: ignore[arg-type]
 
 
-def in_a_process(part: Part, setting: Setting) -> Result:
-    """Run a part in a fresh process, within the limit: nothing of it reaches the next one."""
-    if part.missing:
+def in_a_process(part: Part, setting: Setting, limit_seconds: float = LIMIT_SECONDS) -> Result:
+    """Run a part in a fresh process group, within a limit: nothing of it reaches the next one."""
+    if part.hindrance(setting):
         return in_this_process(part, setting)
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--part", part.name, "--json", "--here"]
-    command += ["--rehearse"] if setting.rehearses else []
+    if setting.pretended:
+        command += ["--pretend", str(setting.pretended)]
+    elif setting.rehearses:
+        command += ["--rehearse"]
     started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+        output, errors = process.communicate(timeout=limit_seconds)
     except subprocess.TimeoutExpired:
-        return Result(part.name, "failed", LIMIT_SECONDS, message=f"not done after {LIMIT_SECONDS} s")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return Result(part.name, "failed", limit_seconds, message=f"not done after {limit_seconds:.0f} s")
     try:
-        (found,) = json.loads(done.stdout.splitlines()[-1])["parts"]
+        (found,) = json.loads(output.splitlines()[-1])["parts"]
     except (ValueError, IndexError, KeyError):
-        sys.stderr.write(done.stderr[-4000:])
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return Result(part.name, "failed", time.monotonic() - started, message=f"exit {done.returncode}: {last}")
+        sys.stderr.write(errors[-4000:])
+        last = (errors.strip().splitlines() or ["no output"])[-1]
+        return Result(part.name, "failed", time.monotonic() - started, message=f"exit {process.returncode}: {last}")
     if found["state"] == "failed":
-        sys.stderr.write(done.stderr[-4000:])
+        sys.stderr.write(errors[-4000:])
     return Result(**found)
 
 
@@ -110,8 +145,9 @@ def hardware(setting: Setting) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "rehearsal": setting.rehearses,
+        "pretended": setting.pretended,
     }
-    if not _is_there("torch"):
+    if not is_there("torch"):
         return found | {"torch": None, "gpus": []}
     import torch
 
@@ -127,20 +163,35 @@ def as_json(setting: Setting, results: list[Result]) -> str:
 def as_table(setting: Setting, results: list[Result]) -> str:
     """For people."""
     about = hardware(setting)
-    where = ", ".join(dict.fromkeys(about["gpus"])) if not setting.rehearses else "no GPU: a rehearsal on the CPU"
-    lines = [f"{about['date']}  {where or 'no GPU'}  torch {about['torch']}  Python {about['python']}", ""]
+    where = ", ".join(f"{about['gpus'].count(name)} × {name}" for name in dict.fromkeys(about["gpus"]))
+    if setting.pretended:
+        where = f"no GPU: a rehearsal on simulated ones ({where}), whose figures mean nothing"
+    elif setting.rehearses:
+        where = "no GPU: a rehearsal on the CPU, whose figures mean nothing"
+    lines = [f"{about['date']}  {where}  torch {about['torch']}  Python {about['python']}", ""]
     for result in results:
         figures = "  ".join(f"{name} {_figure(value)}" for name, value in result.figures.items())
-        lines.append(f"{result.state:8} {result.name:12} {result.seconds:6.1f} s  {result.message or figures}")
+        lines.append(f"{result.state:8} {result.name:14} {result.seconds:6.1f} s  {result.message or figures}")
     counts = {state: sum(result.state == state for result in results) for state in ("passed", "failed", "not run")}
-    return "\n".join([*lines, "", ", ".join(f"{count} {state}" for state, count in counts.items() if count)])
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    seconds = sum(result.seconds for result in results)
+    return "\n".join([*lines, "", f"{summary}; {seconds / 60:.1f} min"])
 
 
 def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _is_there(module: str) -> bool:
+def _num_gpus(setting: Setting) -> int:
+    if not setting.gpu:
+        return 1  # a rehearsal on the CPU stands for one
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def is_there(module: str) -> bool:
+    """Whether a module is installed."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -8,7 +8,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.offload import swap_buffer_bytes, swapped_bytes
-from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes
+from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes, reduces_afterwards
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed, isolation_of
 from shardyard.recipe.mesh import MeshShape
@@ -91,48 +91,61 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         parameters if recipe.zero.offload_parameters else 0
     )
     offloaded += swap_buffer_bytes(recipe, architecture, mesh.zero, owned)
+    logits = sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence
     activations, inputs, block = _activations(recipe, architecture, mesh, micro_batch)
+    reductions = _reductions(recipe, architecture, mesh, logits=logits, activations=activations, block=block)
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
         activations_bytes=activations + _mask_of_shared_rows(recipe, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
-        logits_bytes=sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence,
-        buffers_bytes=_buffers(recipe, architecture, mesh, micro_batch, activations, block)
-        + _second_gradients(recipe, gradients, mesh, micro_batch),
+        logits_bytes=logits,
+        buffers_bytes=reductions + _second_gradients(recipe, gradients, mesh, micro_batch),
         offloaded_bytes=offloaded + inputs,
         swapped_bytes=swapped,
     )
 
 
-def _buffers(
-    recipe: Recipe, architecture: Architecture, mesh: MeshShape, micro_batch: int, activations: int, block: float
+def _reductions(
+    recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, logits: int, activations: int, block: float
 ) -> int:
-    """Bytes of gradients that are collected and reduced.
+    """Bytes of gradients that are collected and reduced, beside the logits and activations of a step's peak.
 
-    With activation checkpointing at stage 3, copies of a reduction exist while a block runs backward: after the logits,
-    and before or after the block has most gradients of activations.
+    At stage 3, copies of a reduction exist while a block runs backward: after the logits, and with activation
+    checkpointing before or after the block has most gradients of activations.
 
     Args:
         activations: bytes of all blocks. block: bytes that it keeps for its backward pass.
     """
-    if recipe.zero.stage == 0:
-        # Without ZeRO gradients are reduced after the backward pass, when its activations are gone.
-        bucket = bucket_bytes(recipe, architecture.trained_parameters, mesh.zero)
-        return max(0, bucket - activations - sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence)
+    trained = architecture.trained_parameters
+    if reduces_afterwards(recipe):
+        # The activations are gone then.
+        return max(0, bucket_bytes(recipe, trained, mesh.zero) - activations - logits)
     if recipe.zero.stage < 3:
-        return bucket_bytes(recipe, architecture.trained_parameters, mesh.zero)
+        return bucket_bytes(recipe, trained, mesh.zero)
     bucket, copies = gradient_bytes(recipe, architecture, mesh)
     if recipe.model.checkpointing == "none":
-        return bucket + copies
-    before = max(sum(_logits(recipe, architecture, micro_batch)) / mesh.sequence, (1 + BACKWARD) * block)
-    return bucket + round(max(0.0, block + copies - before))
+        backward = _backward_of_fused(architecture) * block
+        return bucket + round(max(0.0, backward + copies - max(logits, backward)))
+    return bucket + round(max(0.0, block + copies - max(logits, (1 + BACKWARD) * block)))
+
+
+def _backward_of_fused(architecture: Architecture) -> float:
+    """Gradients of activations of a block in parts of what it keeps. Counted rows of models that are no decoders hold
+    attention matrices, which fused kernels do not store: room for gradients."""
+    return BACKWARD if architecture.flops_per_row is None else 0.0
 
 
 def _second_gradients(recipe: Recipe, gradients: int, mesh: MeshShape, micro_batch: int) -> int:
-    """Gradients of a micro-batch, which DeepSpeed's stage 2 keeps beside the sum of those before it, if the sum has
-    their number format; another sum is added to directly."""
+    """Gradients in the model's number format beside their sum.
+
+    At stage 1 with a sum in fp32, DeepSpeed keeps those of all weights, and sets them to zero. At stage 2, it keeps
+    those of a micro-batch beside the sum of those before it, if the sum has their format; another sum is added to
+    directly.
+    """
+    if recipe.zero.stage == 1 and reduces_afterwards(recipe):
+        return gradients * BYTES[precision_of(recipe)] // BYTES[accumulation_type(recipe)]
     several = recipe.train.global_batch > mesh.data * micro_batch
     same = accumulation_type(recipe) == precision_of(recipe)
     return gradients if recipe.zero.stage == 2 and several and same else 0
@@ -230,15 +243,16 @@ def _activations(
     mode, count = model.checkpointing, kept.count or architecture.layers
     recomputed = checkpointed_share(mode, model.activation_checkpointing_interval, count)
     share = _block_share(mesh)
-    # Counted rows of other models hold attention matrices, which fused kernels do not store: room for gradients.
-    backward = BACKWARD if architecture.flops_per_row is None else 0.0
+    backward = _backward_of_fused(architecture)
+    logits, _ = _logits(recipe, architecture, micro_batch)
     block = share * (kept.largest + scores / max(1, count))
     blocks = share * (kept.blocks + scores)
     if mode == "none":
-        device = tokens * (kept.rest + blocks) + max(tokens * backward * block, part) + mask
+        # The logits and their gradients are gone before the first block runs backward.
+        working = max(0.0, max(tokens * backward * block, part) - logits)
+        device = tokens * (kept.rest + blocks) + working + mask
         return round(device / mesh.sequence), 0, tokens * block
     # The logits and their gradients are gone before the first block is recomputed.
-    logits, _ = _logits(recipe, architecture, micro_batch)
     there = kept.selected / max(1, count) if mode == "selective" else 0.0
     # So are the activations of the blocks after it, which are not checkpointed.
     after = (count - 1) % model.activation_checkpointing_interval * block if count else 0.0
@@ -272,14 +286,16 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tup
     """Bytes of the logits in the model's precision and in fp32 for the loss, and of the gradients of both; with
     `model.logits_chunk`, of so many tokens, and then also the gradient of the output matrix: of one chunk, and the sum
     in fp32. The z-loss keeps the logits of a chunk, which whole ones do anyway."""
-    width = _parameter_bytes(recipe)
-    length = (recipe.data.sequence_length or 0) * objective_spec(recipe.objective).sequences
-    logits = length * architecture.vocabulary
+    width, spec = _parameter_bytes(recipe), objective_spec(recipe.objective)
+    logits = (recipe.data.sequence_length or 0) * spec.sequences * architecture.vocabulary
     if architecture.flops_per_row is not None:
         logits = architecture.logits_per_row
     logits *= micro_batch
+    # Only hidden tokens are targets, and of these alone the loss takes logits.
+    targets = round(logits * recipe.masking.probability) if "masking" in spec.sections else logits
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
-    if not 0 < chunk < logits:
-        return 2 * logits * (width + 4), 0
+    if not 0 < chunk < targets:
+        # Those of all tokens, or their gradients, are beside copies of those of the targets.
+        return 2 * targets * (width + 4) + (width * logits if targets < logits else 0), 0
     kept = width * chunk if recipe.loss.z_loss else 0
     return 2 * chunk * (width + 4) + kept, (width + 4) * architecture.vocabulary * architecture.hidden_size

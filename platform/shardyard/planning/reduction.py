@@ -49,6 +49,13 @@ def reduced_bytes_per_step(recipe: Recipe, parameters: int, accumulation: int) -
     return times * BYTES[recipe.zero.communication_data_type] * parameters
 
 
+def reduces_afterwards(recipe: Recipe) -> bool:
+    """Whether gradients are reduced all at once after the last backward pass of a step: without ZeRO, and by the
+    optimizer that DeepSpeed takes for bf16 at stage 1."""
+    in_fp32 = precision_of(recipe) == "bf16" and accumulation_type(recipe) == "fp32"
+    return recipe.zero.stage == 0 or (recipe.zero.stage == 1 and in_fp32 and not recipe.zero.offload_optimizer)
+
+
 def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
     """Bytes of the buffers in which gradients are collected, converted and reduced, at stages 0 to 2.
 
@@ -57,7 +64,7 @@ def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
     """
     stage, sent = recipe.zero.stage, BYTES[recipe.zero.communication_data_type]
     kept, precision = BYTES[accumulation_type(recipe)], precision_of(recipe)
-    if stage == 0 or (stage == 1 and precision == "bf16" and kept == 4 and not recipe.zero.offload_optimizer):
+    if reduces_afterwards(recipe):
         # DeepSpeed flattens up to so many, whatever the size of a bucket, and converts the copy.
         return min(_MOST, parameters) * (kept + (sent if sent != kept else 0))
     elements = min(bucket_elements(recipe.zero, data_parallel), parameters)

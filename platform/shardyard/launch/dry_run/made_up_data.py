@@ -1,45 +1,65 @@
-"""Made-up data of a dry run: a file of rows with the columns of the objective."""
+"""Made-up data of a dry run: rows with the columns of the objective, in a file, or in a folder of pictures or sounds."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from shardyard.data.datasets.audio import wav
+from shardyard.data.datasets.images import png
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec
 
 ROWS = 256
+# Pictures or sounds, and their sizes: pixels, and samples of two seconds.
+FILES, _PIXELS, _SAMPLES = 80, 64, 32_000
 _WORDS = ("the", "model", "reads", "a", "token", "and", "learns", "what", "follows", "from", "all", "that", "it", "has")
 _CLASSES = 4
+# Words of a text: more than a row has tokens, so that rows are full and those of a run alike.
+_LEAST_WORDS, _MOST_WORDS = 80, 120
 
 
 def made_up_source(objective: str, folder: Path) -> dict[str, object]:
-    """A source of made-up rows for an objective, in a file below `folder`; the same for the same objective.
+    """A source of made-up rows for an objective, below `folder`; the same for the same objective.
 
     Raises:
         UsageError: rows of the objective cannot be made up.
     """
     columns = objective_spec(objective).columns
     generator = random.Random(objective)
-    unknown = {kind for kind in columns.values() if kind not in _MADE}
+    unknown = {kind for kind in columns.values() if kind not in _MADE and kind not in _FILES}
     if unknown:
         raise UsageError(
-            f"a dry run makes up texts, labels and conversations, and {objective} reads columns of "
+            f"a dry run makes up texts, labels, pictures and sounds, and {objective} reads columns of "
             f"{', '.join(sorted(unknown))}; try `shardyard launch RECIPE --try 4` on its data."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{objective}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(ROWS):
-            row = {name: _MADE[kind](generator) for name, kind in columns.items()}
-            file.write(json.dumps(row) + "\n")
-    return {"path": str(path), "holdout": 0.2}
+    rows = [{name: _MADE[kind](generator) for name, kind in columns.items() if kind in _MADE} for _ in range(ROWS)]
+    media = [_FILES[kind] for kind in columns.values() if kind in _FILES]
+    if not media:
+        return {"path": str(_write_rows(folder / f"{objective}.jsonl", rows)), "holdout": 0.2}
+    own = folder / objective
+    own.mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(rows[:FILES]):
+        row["file_name"] = f"{index:03d}{media[0].suffix}"
+        (own / str(row["file_name"])).write_bytes(media[0].make(np.random.default_rng(index)))
+    _write_rows(own / "metadata.jsonl", rows[:FILES])
+    return {"path": str(own), "holdout": 0.2}
+
+
+def _write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def _text(generator: random.Random) -> str:
-    return " ".join(generator.choices(_WORDS, k=generator.randint(8, 40)))
+    """Words, of which the first one is always the same: the answer to every question."""
+    return " ".join([_WORDS[0], *generator.choices(_WORDS, k=generator.randint(_LEAST_WORDS, _MOST_WORDS))])
 
 
 def _messages(generator: random.Random) -> list[dict[str, str]]:
@@ -53,4 +73,27 @@ _MADE: dict[str, Callable[[random.Random], object]] = {
     "label": lambda generator: generator.randrange(_CLASSES),
     "number": lambda generator: generator.random(),
     "texts": lambda generator: [_text(generator) for _ in range(_CLASSES)],
+    # As many as there are texts, where a row has both.
+    "tags": lambda generator: [generator.randrange(_CLASSES) for _ in range(_CLASSES)],
+    "numbers": lambda generator: [float(generator.randrange(2)) for _ in range(_CLASSES)],
+    "answers": lambda generator: {"text": [_WORDS[0]], "answer_start": [0]},
 }
+
+
+@dataclass(frozen=True)
+class _File:
+    """A kind of column whose values are files of their own."""
+
+    suffix: str
+    make: Callable[[np.random.Generator], bytes]
+
+
+def _picture(generator: np.random.Generator) -> bytes:
+    return png(generator.integers(256, size=(_PIXELS, _PIXELS, 3), dtype=np.uint8))
+
+
+def _sound(generator: np.random.Generator) -> bytes:
+    return wav(generator.integers(-3000, 3000, size=_SAMPLES, dtype=np.int16))
+
+
+_FILES = {"image": _File(".png", _picture), "audio": _File(".wav", _sound)}

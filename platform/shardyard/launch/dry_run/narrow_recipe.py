@@ -57,7 +57,7 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     """
     spec = objective_spec(recipe.objective)
     model = for_planning(recipe, runs_dir).model
-    whole = architecture_config(model, vocabulary=None)
+    whole = _with_ids(architecture_config(model, vocabulary=None))
     rows = getattr(whole.get_text_config(), "vocab_size", None) if spec.text else None
     tokenizer = "bytes" if spec.rows in _PLAIN_ROWS or not spec.text else "wordpiece-docs-4k"
     vocabulary = max(TOKENIZERS[tokenizer], (rows or 0) // DIVISOR // 64 * 64)
@@ -91,7 +91,7 @@ def _short(recipe: Recipe, given: Any, ranks: int, length: int) -> dict[str, obj
         "name": f"{recipe.name}-dry-run",
         "data": {
             **_kept(given["data"], "isolate_documents", "packing", "isolation", "drop_inputs"),
-            "sequence_length": length,
+            **({} if recipe.data.sequence_length is None else {"sequence_length": length}),
             "streams": ranks,
         },
         "train": {
@@ -106,6 +106,19 @@ def _short(recipe: Recipe, given: Any, ranks: int, length: int) -> dict[str, obj
         "tracking": {"every": 1, "wandb": {"mode": "disabled"}, "tags": ["dry-run"]},
         "cluster": {"workers": ranks, "gpus_per_worker": 0, "max_failures": 0},
     }
+
+
+def _with_ids(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with ids of special tokens, which a recipe's tokenizer or pretrained weights set later on: those
+    outside of the vocabulary become its last one, and a decoder begins a text with the padding token."""
+    text = config.get_text_config()
+    rows = getattr(text, "vocab_size", None)
+    for name, value in text.to_dict().items():
+        if name.endswith("_token_id") and isinstance(value, int) and rows is not None and value >= rows:
+            setattr(text, name, rows - 1)
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = getattr(text, "pad_token_id", None) or 0
+    return config
 
 
 def _weights(given: Any, folder: Path, narrow: PreTrainedConfig, auto: str) -> None:

@@ -1,0 +1,150 @@
+"""Dry runs of the shipped recipes by the command, as a table.
+
+`PYTHONPATH=tests python -m breadth.dry_runs RECIPE …` runs each of them (all without a name, about a minute each) and
+keeps the results in `dry-runs.jsonl`; then, and with `--page` alone, it writes the table of docs/large/dry-runs.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from shardyard.recipe.catalog.shipped import shipped_recipes
+from support.cli import Command
+
+RESULTS = Path(__file__).with_name("dry-runs.jsonl")
+PAGE = Path(__file__).parents[2] / "docs" / "large" / "dry-runs.md"
+RANKS = 4
+BEGIN, END = "<!-- written by tests/breadth/dry_runs.py: begin -->", "<!-- end -->"
+PARTS = ("parameters", "gradients", "optimizer", "activations and logits", "buffers", "all")
+# A part whose planned or allocated bytes are zero has no ratio.
+ROW = re.compile(
+    r"^ *(?P<part>[a-z][a-z ]*?)[\t ]+(?P<planned>[\d.]+ (?:[KMGT]i)?B)[\t ]+(?P<allocated>[\d.]+ (?:[KMGT]i)?B)"
+    r"(?:[\t ]+(?P<ratio>\d+\.\d\d))?[\t ]*$",
+    re.MULTILINE,
+)
+_LAYERS = re.compile(r"dry run of \S+: (?P<layers>\d+ of \d+) layers")
+# What the plan and the ranks may differ by as a whole.
+WITHIN = 0.1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table that the command prints: bytes as it prints them, and planned over allocated."""
+
+    planned: str
+    allocated: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A dry run. error: why it did not end well, in one line; layers: such as "2 of 80"."""
+
+    recipe: str
+    date: str
+    seconds: int
+    layers: str = ""
+    parts: dict[str, Part] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the plan's memory is what was allocated, within the limit."""
+        return not self.error and abs(float(self.parts["all"].ratio) - 1) <= WITHIN
+
+
+def parts_of(output: str) -> dict[str, Part]:
+    """The rows of memory that `shardyard launch --dry-run` prints, by part."""
+    rows = [row.groupdict() for row in ROW.finditer(output)]
+    return {row["part"]: Part(row["planned"], row["allocated"], row["ratio"] or "") for row in rows}
+
+
+def run(recipe: str, runs: Path) -> Outcome:
+    """One dry run, as a person starts it; its folder remains."""
+    begun, today = time.monotonic(), datetime.date.today().isoformat()
+    with Command("launch", recipe, "--dry-run", RANKS, runs=runs, COLUMNS="160") as command:
+        code, output = command.finish()
+    seconds = round(time.monotonic() - begun)
+    layers = _LAYERS.search(output)
+    if code == 0:
+        parts = parts_of(output)
+        missing = "" if set(PARTS) <= set(parts) else "no memory was measured"
+        (folder,) = (one for one in (runs / "dry-runs").glob("*-dry-run-*") if one.is_dir())
+        if not any((folder / "final").glob("*.safetensors")):
+            missing = "nothing was exported"
+        return Outcome(recipe, today, seconds, layers["layers"] if layers else "", parts, missing)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"error|refus|cannot|fail", line, re.IGNORECASE)]
+    return Outcome(recipe, today, seconds, error=" ".join((errors or lines or ["no output"])[0].split())[:300])
+
+
+def read() -> dict[str, Outcome]:
+    """The results that are kept, by recipe."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+    found = [json.loads(line) for line in lines]
+    return {
+        one["recipe"]: Outcome(**{**one, "parts": {name: Part(**part) for name, part in one["parts"].items()}})
+        for one in found
+    }
+
+
+def keep(outcomes: Sequence[Outcome]) -> None:
+    """Write the results in place of earlier ones of the same recipes; those of recipes that no longer ship go."""
+    found = {**read(), **{one.recipe: one for one in outcomes}}
+    kept = [found[name] for name in names() if name in found]
+    RESULTS.write_text("".join(json.dumps(asdict(one)) + "\n" for one in kept), encoding="utf-8")
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return [one.name for one in shipped_recipes()]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The recipes that ran, as the page has them, and below it those that did not."""
+    ran = [one for one in outcomes if not one.error]
+    lines = ["| recipe | layers | " + " | ".join(PARTS) + " |", "|---" * (2 + len(PARTS)) + "|"]
+    for one in ran:
+        cells = [one.parts[name].ratio or f"{one.parts[name].planned} of 0" for name in PARTS]
+        lines.append(f"| `{one.recipe}` | {one.layers} | {' | '.join(cells)} |")
+    off = [f"`{one.recipe}` {one.parts['all'].ratio}" for one in ran if not one.agrees]
+    summary = f"{len(ran)} recipes ran; the whole is within {WITHIN:.0%} for {len(ran) - len(off)} of them"
+    lines += ["", summary + (f", and not for {', '.join(off)}." if off else ".")]
+    refused = [one for one in outcomes if one.error]
+    if refused:
+        lines += ["", f"{len(refused)} did not run:", "", "| recipe | what the command said |", "|---|---|"]
+        lines += [f"| `{one.recipe}` | {one.error.replace('|', '/')} |" for one in refused]
+    return "\n".join(lines)
+
+
+def page(text: str, outcomes: Sequence[Outcome]) -> str:
+    """The page with the table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table(outcomes)}\n\n{END}{after}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="*", help="names of shipped recipes; all without")
+    parser.add_argument("--page", action="store_true", help="run nothing, write the page from the kept results")
+    given = parser.parse_args()
+    for name in [] if given.page else given.recipes or names():
+        with tempfile.TemporaryDirectory(prefix="dry-") as scratch:
+            found = run(name, Path(scratch))
+        keep([found])
+        print(name, found.seconds, "s", found.error or found.parts["all"].ratio, flush=True)  # noqa: T201
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), list(read().values())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What exists at the same time in a step: logits, gradients of activations, gradients and their copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shardyard.planning.architecture import Architecture
+from shardyard.planning.memory import BACKWARD, Memory, estimate_memory
+from shardyard.recipe.loading.load import parse_recipe
+from shardyard.recipe.mesh import data_mesh
+
+LENGTH, ROWS, WIDTH, LAYERS, VOCABULARY = 128, 4, 64, 6, 5000
+TOKENS = LENGTH * ROWS
+PARAMETERS = 5_000_000
+LOGITS = TOKENS * VOCABULARY
+
+
+def memory(stage: int = 1, objective: str = "causal_lm", vocabulary: int = VOCABULARY, **sections: Any) -> Memory:
+    """Of one of four ranks in bf16."""
+    recipe = parse_recipe(
+        {
+            "name": "peak",
+            "model": {"family": "bert" if "masked" in objective else "gpt2", **sections.pop("model", {})},
+            "objective": objective,
+            "data": {"sequence_length": LENGTH, "train": [{"source": "python-docs"}]}
+            | ({"isolate_documents": False} if objective == "causal_lm" else {}),
+            "train": {"global_batch": 4 * ROWS, "steps": 10, "precision": "bf16"},
+            "optimizer": {"name": "adam", "lr": 1e-3},
+            "zero": {"stage": stage, **sections.pop("zero", {})},
+            **sections,
+        }
+    )
+    size = Architecture(
+        family="gpt2",
+        parameters=PARAMETERS,
+        matmul_parameters=PARAMETERS,
+        largest_block_parameters=PARAMETERS // LAYERS,
+        largest_tensor_parameters=VOCABULARY * WIDTH,
+        layers=LAYERS,
+        hidden_size=WIDTH,
+        heads=4,
+        vocabulary=vocabulary,
+        positions=LENGTH,
+    )
+    return estimate_memory(recipe, size, data_mesh(4), micro_batch=ROWS)
+
+
+def test_of_masked_rows_the_loss_takes_the_logits_of_targets_alone() -> None:
+    every = memory().logits_bytes
+    assert every == 2 * LOGITS * (2 + 4)
+    hidden = memory(objective="masked_lm", masking={"probability": 0.1}).logits_bytes
+    # Those of all tokens in bf16 once; of the targets copies in bf16 and fp32, and their gradients.
+    assert hidden == 2 * LOGITS + 2 * round(0.1 * LOGITS) * (2 + 4)
+
+
+def test_stage_1_in_bf16_keeps_gradients_beside_their_sum() -> None:
+    """DeepSpeed sets them to zero after each micro-batch; they are reduced when the activations are gone."""
+    assert (memory().gradients_bytes, memory().buffers_bytes) == (4 * PARAMETERS, 2 * PARAMETERS)
+    # A sum in bf16 goes through the buckets of stages 1 and 2.
+    assert memory(zero={"grad_accum_dtype": "bf16", "bucket_bytes": 4000}).buffers_bytes == 1000 * (2 * 2 + 4)
+    # Fewer activations and logits than a flat copy of the gradients.
+    few = memory(vocabulary=8)
+    assert few.buffers_bytes == 2 * PARAMETERS + 4 * PARAMETERS - few.activations_bytes - few.logits_bytes
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 8])
+def test_logits_are_gone_before_a_block_runs_backward(vocabulary: int) -> None:
+    found = memory(stage=3, vocabulary=vocabulary, zero={"bucket_bytes": 4000})
+    block = 34 * TOKENS * WIDTH
+    logits, copies = 2 * TOKENS * vocabulary * (2 + 4), VOCABULARY * WIDTH * (2 + 4)
+    peak = max(logits, BACKWARD * block + copies)
+    assert found.activations_bytes + found.logits_bytes + found.buffers_bytes == LAYERS * block + 4000 + peak
