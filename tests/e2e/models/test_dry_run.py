@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from breadth.dry_runs import parts_of
 from support.cli import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-ROW = re.compile(
-    r"^ *(?P<part>[a-z][a-z ]*?)[\t ]{1,}(?P<planned>[\d.]+ [KMG]?i?B).*?(?P<ratio>\d+\.\d\d) *$", re.MULTILINE
-)
 
 
 def test_a_dry_run_trains_exports_and_compares_memory(tmp_path: Path) -> None:
@@ -23,7 +19,7 @@ def test_a_dry_run_trains_exports_and_compares_memory(tmp_path: Path) -> None:
         code, output = command.finish()
     assert code == 0, output
     assert "dry run of llama2-13b: 2 of 40 layers" in output
-    ratios = {row["part"]: float(row["ratio"]) for row in ROW.finditer(output)}
+    ratios = {name: float(part.ratio) for name, part in parts_of(output).items()}
     assert ratios["gradients"] == ratios["optimizer"] == 1.0, output
     assert ratios["all"] == pytest.approx(1.0, abs=0.1), output
     (run,) = (tmp_path / "runs" / "dry-runs").glob("llama2-13b-dry-run-*")

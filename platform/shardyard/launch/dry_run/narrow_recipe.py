@@ -112,6 +112,8 @@ def _with_ids(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration with ids of special tokens, which a recipe's tokenizer or pretrained weights set later on: those
     outside of the vocabulary become its last one, and a decoder begins a text with the padding token."""
     text = config.get_text_config()
+    if getattr(text, "vocab_size", 0) is None:  # a recogniser, which has as many letters as its tokenizer
+        text.vocab_size = max(TOKENIZERS.values())
     rows = getattr(text, "vocab_size", None)
     for name, value in text.to_dict().items():
         if name.endswith("_token_id") and isinstance(value, int) and rows is not None and value >= rows:
