@@ -120,8 +120,9 @@ def _reductions(
     """
     trained = architecture.trained_parameters
     if reduces_afterwards(recipe):
-        # The activations are gone then.
-        return max(0, bucket_bytes(recipe, trained, mesh.zero) - activations - logits)
+        # The activations are gone then. Experts on other ranks have no gradients here.
+        own = trained - (architecture.expert_parameters - architecture.expert_parameters // mesh.expert)
+        return max(0, bucket_bytes(recipe, own, mesh.zero) - activations - logits)
     if recipe.zero.stage < 3:
         return bucket_bytes(recipe, trained, mesh.zero)
     bucket, copies = gradient_bytes(recipe, architecture, mesh)
@@ -293,9 +294,13 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tup
     logits *= micro_batch
     # Only hidden tokens are targets, and of these alone the loss takes logits.
     targets = round(logits * recipe.masking.probability) if "masking" in spec.sections else logits
+    each = 2 * (width + 4)
+    if spec.frozen == "teacher":
+        # Its logits, both distributions and the logarithm of one in fp32, and what their products take.
+        each += width + 4 * 4
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
     if not 0 < chunk < targets:
         # Those of all tokens, or their gradients, are beside copies of those of the targets.
-        return 2 * targets * (width + 4) + (width * logits if targets < logits else 0), 0
+        return each * targets + (width * logits if targets < logits else 0), 0
     kept = width * chunk if recipe.loss.z_loss else 0
-    return 2 * chunk * (width + 4) + kept, (width + 4) * architecture.vocabulary * architecture.hidden_size
+    return each * chunk + kept, (width + 4) * architecture.vocabulary * architecture.hidden_size

@@ -23,10 +23,10 @@ def accumulation_type(recipe: Recipe) -> Precision:
 
 def bucket_elements(zero: Zero, data_parallel: int, parameters: int | None = None) -> int:
     """Numbers in a bucket of gradients or gathered parameters; no more than the model has parameters, if given."""
+    # DeepSpeed aligns gathered partitions to pairs of numbers, and stage 2 refuses a bucket of an odd number of them.
     if zero.bucket_bytes is not None:
-        return max(1, zero.bucket_bytes // 4)
+        return max(2, zero.bucket_bytes // 8 * 2)
     elements = min(_MOST, max(_LEAST, _PER_RANK * data_parallel))
-    # DeepSpeed aligns gathered partitions to pairs of numbers.
     return elements if parameters is None else min(elements, 2 * math.ceil(parameters / 2))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.memory import BACKWARD, Memory, estimate_memory
+from shardyard.planning.reduction import bucket_elements
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
 
@@ -72,3 +73,25 @@ def test_logits_are_gone_before_a_block_runs_backward(vocabulary: int) -> None:
     logits, copies = 2 * TOKENS * vocabulary * (2 + 4), VOCABULARY * WIDTH * (2 + 4)
     peak = max(logits, BACKWARD * block + copies)
     assert found.activations_bytes + found.logits_bytes + found.buffers_bytes == LAYERS * block + 4000 + peak
+
+
+def test_a_teacher_has_logits_too() -> None:
+    """Beside its logits, distributions of both in fp32, and what their products take."""
+    teacher = {"distillation": {"teacher": "run:teacher"}}
+    found = memory(objective="distillation", **teacher).logits_bytes
+    assert found == LOGITS * (2 * (2 + 4) + 2 + 4 * 4)
+
+
+def test_stage_2_gets_buckets_of_an_even_number() -> None:
+    """DeepSpeed refuses others with an assertion."""
+    recipe = parse_recipe(
+        {
+            "name": "odd",
+            "model": {"family": "gpt2"},
+            "data": {"sequence_length": 8, "train": [{"source": "python-docs"}]},
+            "train": {"global_batch": 4, "steps": 10},
+            "optimizer": {"name": "adam", "lr": 1e-3},
+            "zero": {"stage": 2, "bucket_bytes": 1020},
+        }
+    )
+    assert bucket_elements(recipe.zero, 4) == 254

@@ -1,4 +1,4 @@
-"""Made-up data of a dry run: rows with the columns of the objective, in a file, or in a folder of pictures or sounds."""
+"""Made-up data of a dry run: rows with the columns of the objective, in a file, or in a folder of pictures or sound."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _WORDS = ("the", "model", "reads", "a", "token", "and", "learns", "what", "follo
 _CLASSES = 4
 # Words of a text: more than a row has tokens, so that rows are full and those of a run alike.
 _LEAST_WORDS, _MOST_WORDS = 80, 120
+# Columns before others in a row, which leave room for these.
+_SHORT = ("prompt",)
 
 
 def made_up_source(objective: str, folder: Path) -> dict[str, object]:
@@ -38,7 +40,8 @@ def made_up_source(objective: str, folder: Path) -> dict[str, object]:
             f"a dry run makes up texts, labels, pictures and sounds, and {objective} reads columns of "
             f"{', '.join(sorted(unknown))}; try `shardyard launch RECIPE --try 4` on its data."
         )
-    rows = [{name: _MADE[kind](generator) for name, kind in columns.items() if kind in _MADE} for _ in range(ROWS)]
+    made = {name: _short_text if name in _SHORT else _MADE.get(kind) for name, kind in columns.items()}
+    rows = [{name: make(generator) for name, make in made.items() if make is not None} for _ in range(ROWS)]
     media = [_FILES[kind] for kind in columns.values() if kind in _FILES]
     if not media:
         return {"path": str(_write_rows(folder / f"{objective}.jsonl", rows)), "holdout": 0.2}
@@ -60,6 +63,10 @@ def _write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 def _text(generator: random.Random) -> str:
     """Words, of which the first one is always the same: the answer to every question."""
     return " ".join([_WORDS[0], *generator.choices(_WORDS, k=generator.randint(_LEAST_WORDS, _MOST_WORDS))])
+
+
+def _short_text(generator: random.Random) -> str:
+    return " ".join(generator.choices(_WORDS, k=2))
 
 
 def _messages(generator: random.Random) -> list[dict[str, str]]:

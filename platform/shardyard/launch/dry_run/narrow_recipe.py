@@ -28,6 +28,8 @@ from shardyard.units import format_count
 TOKENIZERS = {"bytes": 512, "wordpiece-docs-4k": 4096}
 _PLAIN_ROWS = ("packed", "conversations", "preferences")
 LENGTH = 64
+# Some encoders count positions from their padding token on.
+_POSITIONS_BEFORE = 8
 MICRO_BATCH, ACCUMULATION = 2, 2
 # By how much a vocabulary shrinks, as the widths do where a family allows it.
 DIVISOR = 64
@@ -63,8 +65,10 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
     vocabulary = max(TOKENIZERS[tokenizer], (rows or 0) // DIVISOR // 64 * 64)
     length = min(recipe.data.sequence_length or LENGTH, LENGTH)
     auto = spec.auto_class_of(model.family)
-    narrow = narrow_config(whole, auto, vocabulary=vocabulary, positions=length, complete=True, effort=_EFFORT)
+    positions = length if spec.rows in _PLAIN_ROWS else length + _POSITIONS_BEFORE
+    narrow = narrow_config(whole, auto, vocabulary=vocabulary, positions=positions, complete=True, effort=_EFFORT)
     given: Any = recipe.model_dump(mode="json", exclude_unset=True)
+    _set_dropout(narrow, given["model"].pop("dropout", None))
     given["model"] |= {"config": as_fields(model.family, narrow)}
     if rows is not None:
         given["model"]["config"]["vocab_size"] = narrow.get_text_config().vocab_size = vocabulary
@@ -108,8 +112,23 @@ def _short(recipe: Recipe, given: Any, ranks: int, length: int) -> dict[str, obj
     }
 
 
+def _set_dropout(config: PreTrainedConfig, probability: float | None) -> None:
+    """`model.dropout` in the configuration, but none of attention: CPUs have no fused kernel with dropout, and would
+    store the scores that GPUs do not."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name, value in part.to_dict().items() if part is not None else ():
+            if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float) and type(value) is not bool:
+                kept = value if probability is None else probability
+                setattr(part, name, type(value)(0.0 if _is_of_attention(name) else kept))
+
+
+def _is_of_attention(name: str) -> bool:
+    """Whether a field is the dropout of attention; T5 has one field for all of its dropout."""
+    return name.startswith("att") or name == "dropout_rate"
+
+
 def _with_ids(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with ids of special tokens, which a recipe's tokenizer or pretrained weights set later on: those
+    """The configuration with ids of special tokens, which a tokenizer or pretrained weights set later on: those
     outside of the vocabulary become its last one, and a decoder begins a text with the padding token."""
     text = config.get_text_config()
     if getattr(text, "vocab_size", 0) is None:  # a recogniser, which has as many letters as its tokenizer
