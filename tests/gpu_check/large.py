@@ -210,9 +210,8 @@ def sequence(setting: Setting) -> dict[str, Any]:
 def expert(setting: Setting) -> dict[str, Any]:
     """Two GPUs that share the experts of a Mixtral train as one does."""
     model = llama(setting)
-    return _axis(
-        setting, "expert", {**model, "family": "mixtral", "config": {**model["config"], "num_local_experts": 4}}
-    )
+    config = {**model["config"], "num_key_value_heads": 2, "num_local_experts": 4}
+    return _axis(setting, "expert", {**model, "family": "mixtral", "config": config})
 
 
 def _axis(setting: Setting, axis: str, model: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,20 @@
-"""Made-up data of a dry run: rows with the columns of the objective, in a file, or in a folder of pictures or sound."""
+"""Made-up data of a dry run: rows with the columns of the objective, in a file, or in a folder of pictures."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shardyard.data.datasets.audio import wav
 from shardyard.data.datasets.images import png
 from shardyard.errors import UsageError
 from shardyard.objectives.registry import objective_spec
 
 ROWS = 256
-# Pictures or sounds, and their sizes: pixels, and samples of two seconds.
-FILES, _PIXELS, _SAMPLES = 80, 64, 32_000
+PICTURES, _PIXELS = 80, 64
 _WORDS = ("the", "model", "reads", "a", "token", "and", "learns", "what", "follows", "from", "all", "that", "it", "has")
 _CLASSES = 4
 # Words of a text: more than a row has tokens, so that rows are full and those of a run alike.
@@ -34,23 +31,25 @@ def made_up_source(objective: str, folder: Path) -> dict[str, object]:
     """
     columns = objective_spec(objective).columns
     generator = random.Random(objective)
-    unknown = {kind for kind in columns.values() if kind not in _MADE and kind not in _FILES}
-    if unknown:
+    kinds = set(columns.values())
+    pictures = "image" in kinds
+    unknown = kinds - _MADE.keys() - {"image"}
+    if unknown or {"image", "text"} <= kinds:
         raise UsageError(
-            f"a dry run makes up texts, labels, pictures and sounds, and {objective} reads columns of "
-            f"{', '.join(sorted(unknown))}; try `shardyard launch RECIPE --try 4` on its data."
+            f"a dry run makes up texts, labels, and pictures without texts, and {objective} reads columns of "
+            f"{', '.join(sorted(unknown or kinds))}; try `shardyard launch RECIPE --try 4` on its data."
         )
     made = {name: _short_text if name in _SHORT else _MADE.get(kind) for name, kind in columns.items()}
     rows = [{name: make(generator) for name, make in made.items() if make is not None} for _ in range(ROWS)]
-    media = [_FILES[kind] for kind in columns.values() if kind in _FILES]
-    if not media:
+    if not pictures:
         return {"path": str(_write_rows(folder / f"{objective}.jsonl", rows)), "holdout": 0.2}
     own = folder / objective
     own.mkdir(parents=True, exist_ok=True)
-    for index, row in enumerate(rows[:FILES]):
-        row["file_name"] = f"{index:03d}{media[0].suffix}"
-        (own / str(row["file_name"])).write_bytes(media[0].make(np.random.default_rng(index)))
-    _write_rows(own / "metadata.jsonl", rows[:FILES])
+    for index, row in enumerate(rows[:PICTURES]):
+        row["file_name"] = f"{index:03d}.png"
+        pixels = np.random.default_rng(index).integers(256, size=(_PIXELS, _PIXELS, 3), dtype=np.uint8)
+        (own / str(row["file_name"])).write_bytes(png(pixels))
+    _write_rows(own / "metadata.jsonl", rows[:PICTURES])
     return {"path": str(own), "holdout": 0.2}
 
 
@@ -85,22 +84,3 @@ _MADE: dict[str, Callable[[random.Random], object]] = {
     "numbers": lambda generator: [float(generator.randrange(2)) for _ in range(_CLASSES)],
     "answers": lambda generator: {"text": [_WORDS[0]], "answer_start": [0]},
 }
-
-
-@dataclass(frozen=True)
-class _File:
-    """A kind of column whose values are files of their own."""
-
-    suffix: str
-    make: Callable[[np.random.Generator], bytes]
-
-
-def _picture(generator: np.random.Generator) -> bytes:
-    return png(generator.integers(256, size=(_PIXELS, _PIXELS, 3), dtype=np.uint8))
-
-
-def _sound(generator: np.random.Generator) -> bytes:
-    return wav(generator.integers(-3000, 3000, size=_SAMPLES, dtype=np.int16))
-
-
-_FILES = {"image": _File(".png", _picture), "audio": _File(".wav", _sound)}

@@ -58,6 +58,7 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
         UsageError: rows of the objective cannot be made up.
     """
     spec = objective_spec(recipe.objective)
+    source = made_up_source(recipe.objective, folder)
     model = for_planning(recipe, runs_dir).model
     whole = _with_ids(architecture_config(model, vocabulary=None))
     rows = getattr(whole.get_text_config(), "vocab_size", None) if spec.text else None
@@ -78,7 +79,7 @@ def narrow_recipe(recipe: Recipe, ranks: int, folder: Path, runs_dir: Path) -> N
         given["parallel"] = _axes(recipe, ranks, experts=after.layer.experts if after.layer else 0)
     given["zero"] = {**given.get("zero", {}), **_zero(recipe, model, narrow, after, before)}
     given |= {**_short(recipe, given, ranks, length), "tokenizer": tokenizer}
-    given["data"]["train"] = [made_up_source(recipe.objective, folder)]
+    given["data"]["train"] = [source]
     for name in _LEFT_OUT:
         given.pop(name, None)
     text = (
@@ -131,8 +132,6 @@ def _with_ids(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration with ids of special tokens, which a tokenizer or pretrained weights set later on: those
     outside of the vocabulary become its last one, and a decoder begins a text with the padding token."""
     text = config.get_text_config()
-    if getattr(text, "vocab_size", 0) is None:  # a recogniser, which has as many letters as its tokenizer
-        text.vocab_size = max(TOKENIZERS.values())
     rows = getattr(text, "vocab_size", None)
     for name, value in text.to_dict().items():
         if name.endswith("_token_id") and isinstance(value, int) and rows is not None and value >= rows:
