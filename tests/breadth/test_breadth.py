@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from breadth import axes
+from breadth import axes, dry_runs
 from breadth.matrix import Cell, cells, in_short, objectives, run
 from shardyard.objectives import registry
 
@@ -61,3 +61,12 @@ def test_the_page_of_axes_is_written_from_results_of_every_family_that_agree_wit
     assert axes.PAGE.read_text(encoding="utf-8") == axes.page(kept), "`make breadth` writes it anew"
     assert {(one["axis"], one["family"], one["stage"]) for one in kept["cases"]} == set(axes.cases())
     assert [one for one in kept["cases"] if not one["difference"] < axes.MOST] == []
+
+
+def test_the_table_of_dry_runs_is_written_from_the_results_and_the_large_recipes_agree() -> None:
+    kept = dry_runs.read()
+    text = dry_runs.PAGE.read_text(encoding="utf-8")
+    assert text == dry_runs.page(text, list(kept.values())), "`python -m breadth.dry_runs --page` writes it anew"
+    assert set(kept) <= set(dry_runs.names())
+    large = ("finetune/llama3-8b-sft", "gpt/llama2-70b", "gpt/gpt3-175b", "moe/deepseek-v3")
+    assert {name: kept[name].agrees for name in large} == dict.fromkeys(large, True)
