@@ -23,12 +23,13 @@ from shardyard.tracking.metrics.meters import memory_metrics
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.watch.beat import BEAT, HOOK
 
-Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused"]
+Outcome = Literal["finished", "interrupted", "preempted", "timeout", "paused", "resized"]
 # The flag that rank 0 adds to the sum over ranks, by kind of stop request.
 _STOP_FLAGS: dict[str, tuple[float, Outcome]] = {
     "interrupt": (1.0, "interrupted"),
     "preempt": (2.0, "preempted"),
     "timeout": (3.0, "timeout"),
+    "resize": (4.0, "resized"),
 }
 # Added to it when a checkpoint falls due by the clock.
 _TIMED = 8.0

@@ -199,7 +199,9 @@ class Session:
         """
         if self.mesh.is_first:
             self.folder.check_held()
-        return self.folder.stop_requested() if self.mesh.is_first else None
+        if not self.mesh.is_first:
+            return None
+        return self.folder.stop_requested() or ("resize" if self.folder.resize_requested() else None)
 
     def finish(self) -> None:
         """Save the last checkpoint.

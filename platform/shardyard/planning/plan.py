@@ -29,6 +29,7 @@ from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.mixture.stages import Span, StageOrderError, spans_of, stage_recipes, stage_weights
 from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
+from shardyard.recipe.rules.sizes import sizes_of
 from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_count, parse_seconds
 
@@ -167,6 +168,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     reasons["precision"] = chosen.why
     mesh = mesh_shape(recipe, world.size)
     reasons["mesh"] = _mesh_reason(recipe, mesh)
+    if recipe.cluster.min_workers is not None:
+        smaller = [str(size) for size in sizes_of(recipe) if size != world.size]
+        reasons["sizes"] = f"; with the same global batches also on {', '.join(smaller) or 'no others'}"
     rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
     if recipe.loss.z_loss:

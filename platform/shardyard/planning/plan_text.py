@@ -67,7 +67,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         yield "adapters on", size.adapted, ""
     if size.left_out:
         yield "without adapter", size.left_out, ""
-    yield "world size", str(plan.world.size), "GPUs" if plan.world.gpu else "CPU ranks"
+    yield "world size", str(plan.world.size), ("GPUs" if plan.world.gpu else "CPU ranks") + why.get("sizes", "")
     if plan.mesh.world > plan.mesh.data or plan.mesh.expert > 1:
         yield "mesh", str(plan.mesh), why.get("mesh", "")
     yield "each worker", plan.bundle, why["bundle"]

@@ -37,7 +37,7 @@ class Scene:
     def refuse_what_never_fits(self, demand: Demand) -> None:
         raise HardwareError("refused")
 
-    def room(self, demand: Demand = TWO, stopped: Callable[[], bool] = lambda: False) -> Resources:
+    def room(self, *demands: Demand, stopped: Callable[[], bool] = lambda: False) -> Resources:
         def sleep(seconds: float) -> None:
             self.now += seconds
             assert self.now < 1000, "it waits forever"
@@ -46,19 +46,24 @@ class Scene:
             self.waits.append(wait)
             self.told.append((self.now, wait_in_words(wait).removeprefix("waiting for resources: ")))
 
-        return Resources(demand, self, tell, stopped, sleep=sleep, clock=lambda: self.now)
+        return Resources(demands or (TWO,), self, tell, stopped, sleep=sleep, clock=lambda: self.now)
+
+
+def placed(room: Resources) -> Placement | None:
+    found = room.wait()
+    return None if found is None else found[1]
 
 
 def test_a_free_cluster_is_taken_at_once() -> None:
     scene = Scene([node(2)])
-    assert scene.room().wait() == Placement((("a", 2),))
+    assert placed(scene.room()) == Placement((("a", 2),))
     assert (scene.now, scene.told) == (0, [])
 
 
 def test_waiting_is_said_once_and_when_it_changes() -> None:
     busy, half, free = [node(0)], [node(1)], [node(2)]
     scene = Scene(*[busy] * 30, *[half] * 30, free)
-    assert scene.room().wait() == Placement((("a", 2),))
+    assert placed(scene.room()) == Placement((("a", 2),))
     assert scene.told == [
         (3, "needs 2 CPU cores on 1 node; 0 free"),
         (30, "needs 2 CPU cores on 1 node; 1 free"),
@@ -88,8 +93,8 @@ def test_what_never_fits_is_refused_at_once() -> None:
 def test_an_autoscaler_is_left_to_find_nodes() -> None:
     scene = Scene([node(1, total=1)], autoscales=True)
     room = scene.room()
-    assert room.wait() == Placement(())
-    assert room.wait() == Placement(())
+    assert placed(room) == Placement(())
+    assert placed(room) == Placement(())
     assert scene.told == [(0, "needs 2 CPU cores; 1 in the cluster; more were requested from its autoscaler")]
 
 
@@ -98,9 +103,9 @@ def test_a_run_that_lost_a_node_waits_for_it() -> None:
     whole, lost = [node(1, "a"), node(1, "b")], [node(1, "a")]
     scene = Scene(whole, *[lost] * 9, whole)
     room = scene.room(APART)
-    assert room.wait() == Placement((("a", 1), ("b", 1)))
+    assert placed(room) == Placement((("a", 1), ("b", 1)))
     scene.now = 1
-    assert room.wait() == Placement((("a", 1), ("b", 1)))
+    assert placed(room) == Placement((("a", 1), ("b", 1)))
     assert scene.now == 10
     assert [sentence for _, sentence in scene.told] == [
         "needs 2 CPU cores on 2 nodes; 2 in the cluster, but they hold 1 of 2 workers, one a node"
@@ -114,9 +119,29 @@ def test_a_spread_run_shrinks_to_the_node_that_is_left() -> None:
     spread = Demand(workers=2, bundle=Amount(1.0), group=1, strategy="spread", most_per_node=None)
     scene = Scene([node(2, "a"), node(2, "b")], [node(2, "b")])
     room = scene.room(spread)
-    assert room.wait() == Placement((("a", 1), ("b", 1)))
+    assert placed(room) == Placement((("a", 1), ("b", 1)))
     scene.now = 1
-    assert room.wait() == Placement((("b", 2),))
+    assert placed(room) == Placement((("b", 2),))
+
+
+def test_fewer_workers_serve_where_all_find_no_room_in_a_moment() -> None:
+    one = Demand(workers=1, bundle=Amount(1.0), group=1, strategy="pack", most_per_node=None)
+    late = Scene(*[[node(1)]] * 3, [node(2)])
+    assert late.room(TWO, one).wait() == (TWO, Placement((("a", 2),)))
+    assert late.now == 3, "resources of ranks that just ended are worth a moment"
+    lost = Scene([node(1)])
+    assert lost.room(TWO, one).wait() == (one, Placement((("a", 1),)))
+    assert lost.now == 5
+    full = Scene(*[[node(0)]] * 60, [node(1)])
+    assert full.room(TWO, one).wait() == (one, Placement((("a", 1),)))
+    assert [text for _, text in full.told] == ["needs 1 CPU core on 1 node; 0 free"]
+
+
+def test_what_never_holds_the_fewest_is_refused() -> None:
+    three, two = (Demand(count, Amount(1.0), 1, "pack", None) for count in (3, 2))
+    with pytest.raises(HardwareError, match="refused"):
+        Scene([node(1, total=1)]).room(three, two).wait()
+    assert Scene([node(2)]).room(three, two).wait() == (two, Placement((("a", 2),)))
 
 
 def test_a_run_that_waits_can_be_stopped() -> None:

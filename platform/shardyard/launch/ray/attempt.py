@@ -88,14 +88,24 @@ class Kept:
             self._group = None
 
 
-def attempt_again(kept: Kept) -> Outcome | Failure | None:
-    """Run a job that has failed once more, in the places of its ranks; None if these must be placed anew."""
+def _nothing() -> None:
+    pass
+
+
+def attempt_again(
+    kept: Kept, look: Callable[[Job], Callable[[], None]] = lambda _: _nothing
+) -> Outcome | Failure | None:
+    """Run a job that has failed once more, in the places of its ranks; None if these must be placed anew.
+
+    Args:
+        look: what is called every second while the job trains.
+    """
     taken = kept.take()
     if taken is None:
         return None
     group, job, demand = taken
     try:
-        return _attempt(job, demand, group, group.replace, lambda: None, kept)
+        return _attempt(job, demand, group, group.replace, _nothing, kept, look(job))
     except NotPlacedError:
         return None
 
@@ -104,8 +114,9 @@ def attempt(
     job: Job,
     demand: Demand | None = None,
     placement: Placement = ANYWHERE,
-    on_placed: Callable[[], None] = lambda: None,
+    on_placed: Callable[[], None] = _nothing,
     kept: Kept | None = None,
+    look: Callable[[], None] = _nothing,
 ) -> Outcome | Failure:
     """Run all ranks of a job once; returns the outcome or the failure. By default Ray places the workers of the plan.
 
@@ -114,6 +125,7 @@ def attempt(
     Args:
         on_placed: called once all workers have their resources.
         kept: takes the places of the ranks after a failure.
+        look: called every second while the job trains.
 
     Raises:
         NotPlacedError: no rank trained, because resources were missing or a stop was requested.
@@ -134,7 +146,7 @@ def attempt(
     cluster = job.recipe.cluster
     watchdog = Watchdog(cluster.watchdog, job.folder, cluster.network.timeout)
     group = WorkerGroup(demand, placement, setup, stopped, spares=spares, watchdog=watchdog)
-    return _attempt(job, demand, group, group.place, on_placed, kept)
+    return _attempt(job, demand, group, group.place, on_placed, kept, look)
 
 
 def _attempt(
@@ -144,6 +156,7 @@ def _attempt(
     place: Callable[[], list[Member]],
     on_placed: Callable[[], None],
     kept: Kept | None,
+    look: Callable[[], None],
 ) -> Outcome | Failure:
     killed, used_spares = count_oom_kills(), group.has_spares
     try:
@@ -153,7 +166,7 @@ def _attempt(
         ready = group.join(members, max(RENDEZVOUS_SECONDS, job.recipe.cluster.network.timeout))
         _log_placement(job, demand, members, ready)
         restart = None if kept is None else kept.restart(group.times, spares=used_spares)
-        outcome: Outcome = group.train(pickle.dumps(replace(job, restart=restart)))
+        outcome: Outcome = group.train(pickle.dumps(replace(job, restart=restart)), look)
     except HardwareError as error:
         group.close(gently=False)
         return Failure({str(error): ()}, permanent=True)

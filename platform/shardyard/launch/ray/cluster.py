@@ -92,7 +92,7 @@ def ray_cluster(settings: Cluster, *, gpu: bool | None = None) -> Iterator[RayCl
     try:
         cluster = RayCluster(cluster_address(settings))
         if gpu is not None:
-            cluster.refuse_what_never_fits(ask(settings, gpu=gpu))
+            cluster.refuse_what_never_fits(ask(settings, gpu=gpu, workers=settings.min_workers))
         yield cluster
         failed = False
     finally:

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judge
+from shardyard.planning.placement import ANYWHERE, Demand, Node, Placement, judge, place
 from shardyard.tracking.run.waiting import Wait
 
 POLL_SECONDS = 1.0
 # Resources of an attempt that just ended are released a moment later; such short waits are not reported.
 QUIET_SECONDS = 3.0
+# A run that may have fewer workers first waits this long for all of them: for those that are about to be free.
+PATIENCE_SECONDS = 5.0
 # Frequently changing numbers are not reported each time.
 REPEAT_SECONDS = 15.0
 
@@ -33,13 +35,14 @@ class Cluster(Protocol):
 class Resources:
     """Finds a placement for each attempt of a run.
 
+    demands: what it requests, the most first; the others only serve if that finds no room.
     report: called with the wait, once and whenever it changes.
     stopped: whether a stop is requested.
     """
 
     def __init__(
         self,
-        demand: Demand,
+        demands: Sequence[Demand],
         cluster: Cluster,
         report: Callable[[Wait], None],
         stopped: Callable[[], bool],
@@ -47,7 +50,7 @@ class Resources:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._demand = demand
+        self._demands = demands
         self._cluster = cluster
         self._report_to = report
         self._stopped = stopped
@@ -57,9 +60,9 @@ class Resources:
         self._reported_at = 0.0
         self._tried = False
 
-    def wait(self) -> Placement | None:
-        """Wait for the placement of the workers; one without ranks leaves it to Ray and its autoscaler. None if a stop
-        is requested.
+    def wait(self) -> tuple[Demand, Placement] | None:
+        """Wait for the placement of the workers of one of the demands; one without ranks leaves it to Ray and its
+        autoscaler. None if a stop is requested.
 
         Raises:
             HardwareError: the run could never fit on the cluster. Only before the first attempt: a node lost during
@@ -67,17 +70,22 @@ class Resources:
         """
         began = self._clock()
         while True:
-            verdict = judge(self._demand, self._cluster.nodes())
-            if verdict.now is not None:
-                self._reported, self._tried = None, True
-                return verdict.now
+            nodes = self._cluster.nodes()
+            is_late = self._clock() - began >= PATIENCE_SECONDS
+            for demand in self._demands if is_late else self._demands[:1]:
+                if (found := place(demand, nodes)) is not None:
+                    self._reported, self._tried = None, True
+                    return demand, found
             if self._stopped():
                 return None
-            if self._cluster.autoscales:
+            # Waiting is for the fewest workers.
+            least = self._demands[-1]
+            verdict = judge(least, nodes)
+            if self._cluster.autoscales and (is_late or verdict.now is None):
                 self._report(Wait.for_resources(verdict.shortage, autoscaler=True))
-                return ANYWHERE
+                return least, ANYWHERE
             if not verdict.ever and not self._tried:
-                self._cluster.refuse_what_never_fits(self._demand)
+                self._cluster.refuse_what_never_fits(least)
             if self._clock() - began >= QUIET_SECONDS:
                 self._report(Wait.for_resources(verdict.shortage))
             self._sleep(POLL_SECONDS)

@@ -186,8 +186,8 @@ class WorkerGroup:
         self.times["joined"] = time.time()
         return ready
 
-    def train(self, job: bytes) -> Any:
-        """Run a pickled job on all ranks; returns its outcome.
+    def train(self, job: bytes, look: Callable[[], None]) -> Any:
+        """Run a pickled job on all ranks; returns its outcome. `look` is called every second meanwhile.
 
         Raises:
             RanksHungError: they hang, and were ended.
@@ -196,12 +196,13 @@ class WorkerGroup:
         shared = ray.put(job)
         began = time.monotonic()
 
-        def look() -> bool:
+        def each_second() -> bool:
+            look()
             if self._wants_spares and self._spares is None and time.monotonic() - began > waiting.AFTER_SECONDS:
                 self._spares = waiting.Spares(self._bundles, self._order, self._members, self._setup)
             return False
 
-        return self._of_all([worker.train.remote(shared) for worker in self._workers], look)[0]
+        return self._of_all([worker.train.remote(shared) for worker in self._workers], each_second)[0]
 
     def close(self, *, gently: bool) -> None:
         """End the workers and free their resources; `gently`: they leave their process group first."""

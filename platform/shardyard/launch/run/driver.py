@@ -13,12 +13,12 @@ from shardyard.engine.job import Job
 from shardyard.errors import RunFolderError, TakenOverError, TrainingError
 from shardyard.launch.ray.attempt import Kept, attempt, attempt_again
 from shardyard.launch.ray.cluster import ray_cluster
+from shardyard.launch.ray.elastic import Growth, sizes_of_job
 from shardyard.launch.ray.queue import hold_slot, placed
 from shardyard.launch.ray.resources import Resources
 from shardyard.launch.ray.worker_group import NotPlacedError
 from shardyard.launch.run.recovery import Count, Failure, GiveUp, decide
 from shardyard.launch.run.settle import report_precision, settle
-from shardyard.planning.placement import demand_of
 from shardyard.tracking.run.events import AttemptFailed, Cause, Notice, Waiting, write_event
 from shardyard.tracking.run.folder import RunFolder, owner, typed
 from shardyard.tracking.run.waiting import Wait
@@ -109,26 +109,32 @@ def on_ray(job: Job) -> Outcome:
 
     _log_notice(job, f"starting {job.plan.world.size} Ray workers")
     with ray_cluster(job.recipe.cluster) as cluster, Kept() as kept:
-        demand = cluster.requested(demand_of(job.recipe, gpu=job.plan.world.gpu, workers=job.plan.world.size))
-        resources = Resources(demand, cluster, lambda wait: _log_waiting(job, wait), stopped)
+        sizes = sizes_of_job(job, cluster.requested)
+        resources = Resources([one.demand for one in sizes], cluster, lambda wait: _log_waiting(job, wait), stopped)
+
+        def look(trained: Job) -> Callable[[], None]:
+            return Growth(trained, sizes, cluster.nodes, lambda text: _log_notice(job, text)).look
 
         def start() -> Outcome | Failure:
+            job.folder.clear_resize()
             if kept.ready:
                 count_attempt(job)
                 kept.note(waited=time.time())
-                if (ended := attempt_again(kept)) is not None:
+                if (ended := attempt_again(kept, look)) is not None:
                     return ended
                 count_attempt(job, by=-1)
             is_first = hold_slot(stopped, lambda ahead: _log_waiting(job, Wait("queue", jobs_ahead=ahead)))
-            placement = resources.wait() if is_first else None
-            if placement is None or stopped():
+            found = resources.wait() if is_first else None
+            if found is None or stopped():
                 raise NotStartedError
-            settled = settle(job, cluster, demand, placement, lambda text: _log_notice(job, text))
+            demand, placement = found
+            sized = _on_fewer(job, next(one.job for one in sizes if one.workers == demand.workers))
+            settled = settle(sized, cluster, demand, placement, lambda text: _log_notice(job, text))
             count_attempt(job)
             kept.note(waited=time.time())
             try:
                 # The next job of the queue may start as soon as the workers of this one have their resources.
-                return attempt(settled, demand, placement, on_placed=placed, kept=kept)
+                return attempt(settled, demand, placement, on_placed=placed, kept=kept, look=look(settled))
             except NotPlacedError as error:
                 count_attempt(job, by=-1)
                 if error.wait is not None:
@@ -136,6 +142,17 @@ def on_ray(job: Job) -> Outcome:
                 raise NotStartedError from None
 
         return until_done(job, start)
+
+
+def _on_fewer(job: Job, sized: Job) -> Job:
+    """Note the number of ranks of an attempt, and say if it is not the one that the recipe asks for."""
+    size, asked = sized.plan.world.size, job.plan.world.size
+    job.folder.update(world_size=size)
+    if size != asked:
+        least = job.recipe.cluster.min_workers
+        plan = f"micro-batch {sized.plan.micro_batch} × {sized.plan.accumulation}"
+        _log_notice(job, f"no room for {asked} workers: trains on {size} (cluster.min_workers {least}), {plan}")
+    return sized
 
 
 class NotStartedError(Exception):
@@ -164,6 +181,8 @@ def until_done(job: Job, start: Callable[[], Outcome | Failure]) -> Outcome:
         try:
             ended = start()
         except NotStartedError:
+            continue
+        if ended == "resized":
             continue
         if not isinstance(ended, Failure):
             return ended

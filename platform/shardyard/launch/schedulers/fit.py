@@ -29,7 +29,8 @@ def refuse_what_never_fits(recipe: Recipe, *, gpu: bool, capacity: Capacity, whe
     """
     if capacity.nodes is None or capacity.grows:
         return
-    verdict = judge(within(demand_of(recipe, gpu=gpu), capacity.nodes), capacity.nodes)
+    demand = demand_of(recipe, gpu=gpu, workers=recipe.cluster.min_workers)
+    verdict = judge(within(demand, capacity.nodes), capacity.nodes)
     if not verdict.ever:
         raise UsageError(
             f"{recipe.name} {verdict.sentence} at {where}. Lower cluster.workers or what each worker takes, which "

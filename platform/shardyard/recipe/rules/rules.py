@@ -33,6 +33,7 @@ from shardyard.recipe.rules.offload import offload_rules
 from shardyard.recipe.rules.parallel import parallel_rules
 from shardyard.recipe.rules.pictures import picture_rules
 from shardyard.recipe.rules.secrets import secret_rules
+from shardyard.recipe.rules.sizes import size_rules
 from shardyard.recipe.rules.tokens import token_rules
 from shardyard.recipe.rules.values import value_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
@@ -310,6 +311,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _precision,
     checkpoint_rules,
     cluster_rules,
+    size_rules,
     model_rules,
     causality_rules,
     parallel_rules,

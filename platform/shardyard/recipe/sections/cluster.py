@@ -108,6 +108,20 @@ class Kubernetes(Section):
 
 class Cluster(Section):
     workers: int = described(1, "Number of Ray workers, one rank each (the world size).", "ranks", ge=1)
+    min_workers: int | None = described(
+        None,
+        "The least number of workers. A run then trains on as many as find room, from here to `workers`, with the same "
+        "global batches: on fewer when a node is lost, on more when one comes. Default: always `workers`.",
+        "ranks",
+        ge=1,
+    )
+    grow_after: float = described(
+        60.0,
+        "With `min_workers`: for so long there must be room for more workers before a run is saved and goes on on "
+        "more of them.",
+        "seconds",
+        ge=0.0,
+    )
     workers_per_node: int | None = described(
         None,
         "Ranks per node. Default: as many as the largest node of the cluster holds; Slurm and Kubernetes take "

@@ -82,6 +82,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.token: str | None = None
         self._stop = self.path / "stop.json"
+        self._resize = self.path / "resize.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -231,6 +232,25 @@ class RunFolder:
     def clear_stop(self) -> None:
         """Remove the stop request, as a resumed run does before it starts."""
         self._stop.unlink(missing_ok=True)
+
+    def request_resize(self) -> None:
+        """Request that the ranks write a checkpoint and end, so that more of them can go on.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        try:
+            write_atomically(self._resize, encode({"time": now_text()}) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def resize_requested(self) -> bool:
+        """Whether the ranks should make room for more of them; one stat call."""
+        return self._resize.exists()
+
+    def clear_resize(self) -> None:
+        """Remove the request, as a new attempt does before it starts."""
+        self._resize.unlink(missing_ok=True)
 
     def _fill(self, name: str, recipe_text: str, resolved_text: str, plan_text: str | None, fields: RunFields) -> None:
         # Comments may contain secrets; recipes with secrets in fields have been refused already.

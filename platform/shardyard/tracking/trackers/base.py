@@ -37,8 +37,8 @@ class ExternalTracker:
         raise NotImplementedError
 
     def finish(self, outcome: str) -> None:
-        """Close the tracker; outcomes are `finished`, `paused`, `interrupted`, `preempted`, `timeout` (time limit
-        reached) and `failed`."""
+        """Close the tracker; outcomes are `finished`, `paused`, `resized` (goes on on more workers),
+        `interrupted`, `preempted`, `timeout` (time limit reached) and `failed`."""
 
 
 TrackerFactory = Callable[..., ExternalTracker]

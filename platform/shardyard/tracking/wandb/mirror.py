@@ -30,6 +30,7 @@ INIT_TIMEOUT_SECONDS = 15.0
 EXIT_CODES = {
     "finished": EXIT_DONE,
     "paused": EXIT_DONE,
+    "resized": EXIT_DONE,
     "interrupted": EXIT_INTERRUPTED,
     "preempted": EXIT_PREEMPTED,
     "timeout": EXIT_TIMEOUT,
