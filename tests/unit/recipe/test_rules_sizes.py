@@ -49,8 +49,10 @@ def test_only_sizes_with_the_same_global_batches_serve(made: Recipe, sizes: list
         ({"workers": 2, "min_workers": 4}, "is 4, but cluster.workers, the most, is 2"),
         (
             {"workers": 8, "min_workers": 5},
-            "5 workers cannot train: 24 rows of a global batch cannot be shared by 5; "
-            "numbers that can: 8, 6, 4, 3, 2, 1",
+            (
+                "5 workers cannot train: 24 rows of a global batch cannot be shared by 5; numbers that can: "
+                "8, 6, 4, 3, 2, 1"
+            ),
         ),
     ],
 )
