@@ -28,7 +28,8 @@ MAY_SAY_IT = {
     "run.json and events report it": (
         "engine/inference/run_ledger.py",
         "engine/session.py",
-        "launch/run/carry_out.py",
+        "launch/run/driver.py",
+    "launch/run/carry_out.py",
         "launch/run/create.py",
         "launch/run/progress.py",
         "tracking/run/events.py",
