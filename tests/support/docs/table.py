@@ -111,6 +111,7 @@ PARSED: tuple[tuple[str, str], ...] = (
         r"shardyard (resume|checkpoint (ls|verify|rm)) s3://",
         "tests/e2e/reliability/test_mirrored_run.py, with a server of S3",
     ),
+    (r"shardyard checkpoint convert", "tests/distributed/test_convert.py converts checkpoints of every stage"),
     (r"shardyard checkpoint mirror", "tests/unit/engine/checkpoint/test_mirror.py copies runs"),
     (r"shardyard export RUN( ADAPTER)? --adapter", "needs a run with an adapter; tests/numerics/test_export_runs.py"),
     (r"shardyard export RUN FILE.gguf", "needs llama.cpp; tests/unit/models/test_gguf.py has a stand-in"),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shardyard.cli.commands.stored.convert import convert
 from shardyard.cli.options import AsJson, Quiet, RunName, RunsDir
 from shardyard.cli.view import output
 from shardyard.engine.checkpoint import files
@@ -28,8 +29,9 @@ checkpoint = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List, verify, remove and copy the checkpoints of a run; RUN may be its address in an object store.",
+    help="List, verify, remove, convert and copy the checkpoints of a run; RUN may be its address in an object store.",
 )
+checkpoint.command("convert")(convert)
 _COLUMNS = ("checkpoint", "state", "size", "written", "ranks", "stage", "layout", "problem")
 
 

@@ -1,0 +1,170 @@
+"""The weights in fp32, and the optimizer's states, of a checkpoint: whole parameters in files of safetensors.
+
+    model.safetensors         every weight by its name in training, trained ones in fp32, and buffers
+    exp_avg.safetensors …     each state of the optimizer that has a value for every weight, by the same names
+    state.json                step, counters, and states that are single numbers
+
+A parameter is read, written and compared at a time, so memory is that of the largest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from deepspeed.checkpoint.constants import FROZEN_PARAM_SHAPES, PARAM_SHAPES
+from safetensors import safe_open
+from torch import Tensor
+
+from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.convert.target import target
+from shardyard.engine.checkpoint.elsewhere import MODEL_STATES, States, read_states
+from shardyard.engine.checkpoint.pieces import Pieces
+from shardyard.engine.checkpoint.shards import Shards, opened
+from shardyard.errors import CheckpointError
+from shardyard.models.export.shards import ShardFile
+
+MODEL = "model"
+_SPLITTING = ("tensor_parallel", "sequence_parallel", "expert_parallel")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint by parameter. `shapes`: of every weight and buffer."""
+
+    states: States
+    shapes: Mapping[str, torch.Size]
+
+    def tensors(self, kind: str) -> Mapping[str, Pieces]:
+        """The weights and buffers (`model`), or a state of the optimizer, by name."""
+        trained = self.states.trained
+        if kind == MODEL:
+            return {**{name: one.weight for name, one in trained.items()}, **self.states.kept}
+        return {name: one.states[kind] for name, one in trained.items() if kind in one.states}
+
+    @property
+    def kinds(self) -> list[str]:
+        """`model`, and the states of the optimizer."""
+        return [MODEL, *sorted({key for one in self.states.trained.values() for key in one.states})]
+
+
+def read_whole(folder: Path, names: Callable[[], list[str]], *, trust: bool = False) -> Whole:
+    """A verified checkpoint by parameter.
+
+    Args:
+        names: those of trained parameters in the order of the optimizer's groups; called for ZeRO stage 0, whose
+            files do not have them.
+
+    Raises:
+        CheckpointError: it is damaged, or axes besides data split the model.
+    """
+    manifest = files.read_manifest(folder)
+    split = {name: manifest.get(name, 1) for name in _SPLITTING if manifest.get(name, 1) != 1}
+    if split:
+        told = ", ".join(f"{name} {size}" for name, size in split.items())
+        raise CheckpointError(
+            f"{folder} was written with {told}, whose parts only those ranks can join; `shardyard export` writes its "
+            "model"
+        )
+    shards = opened(folder, trust=trust)
+    damaged = shards.damaged(lambda place: True)
+    if damaged:
+        raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; convert an older one with --step")
+    stage = manifest["zero_stage"]
+    states = read_states(shards, stage, names() if stage == 0 else [])
+    shapes = _shapes(shards, stage)
+    # Tied weights are there once.
+    kept = {name: pieces for name, pieces in states.kept.items() if name not in _aliases(shards, stage)}
+    states = replace(states, kept=kept)
+    lacking = [name for name in [*states.trained, *states.kept] if name not in shapes]
+    if lacking:
+        raise CheckpointError(f"{folder} has no shape of {', '.join(lacking[:3])}")
+    return Whole(states, shapes)
+
+
+def _aliases(shards: Shards, stage: int) -> set[str]:
+    """Further names of weights that the model uses twice."""
+    first = shards.read(MODEL_STATES) if stage < 3 else shards.by_rank("*_model_states.pt")[0]
+    return set(first.get("shared_params") or ())
+
+
+def _shapes(shards: Shards, stage: int) -> dict[str, torch.Size]:
+    if stage < 3:
+        return {name: tensor.shape for name, tensor in shards.read(MODEL_STATES)["module"].items()}
+    first = shards.by_rank("*_model_states.pt")[0]
+    trained = chain.from_iterable(group.items() for group in first[PARAM_SHAPES])
+    frozen = (first.get(FROZEN_PARAM_SHAPES) or {}).items()
+    buffers = ((name, tensor.shape) for name, tensor in first["module"].items())
+    return {name: torch.Size(shape) for name, shape in chain(buffers, frozen, trained)}
+
+
+def write_whole(whole: Whole, step: int, folder: Path, *, optimizer: bool) -> list[str]:
+    """Write the files, compare them with the checkpoint, and return their names.
+
+    Args:
+        optimizer: the states of the optimizer too.
+
+    Raises:
+        UsageError: the folder exists.
+        CheckpointError: what was written differs.
+        OSError: it cannot be written.
+    """
+    kinds = whole.kinds if optimizer else [MODEL]
+    with target(folder) as partial:
+        for kind in kinds:
+            path = partial / f"{kind}.safetensors"
+            _write(path, whole, kind)
+            _compare(path, whole, kind)
+        scalars = {name: _plain(one.scalars) for name, one in whole.states.trained.items()} if optimizer else {}
+        files.write_json(partial / "state.json", {"step": step, **whole.states.counters, "scalars": scalars})
+        return sorted(path.name for path in partial.iterdir())
+
+
+def _write(path: Path, whole: Whole, kind: str) -> None:
+    pieces = whole.tensors(kind)
+    like = {
+        name: torch.empty(whole.shapes[name], dtype=_dtype(whole, kind, name), device="meta") for name in sorted(pieces)
+    }
+    file = ShardFile(path, like)
+    try:
+        for name, tensor in _each(whole, kind):
+            file.write(name, tensor)
+        file.close()
+    finally:
+        file.discard()
+
+
+def _compare(path: Path, whole: Whole, kind: str) -> None:
+    with safe_open(path, framework="pt") as written:
+        names = set(written.keys())
+        for name, tensor in _each(whole, kind):
+            found = written.get_tensor(name) if name in names else None
+            if found is None or found.dtype != tensor.dtype or not same_bits(found, tensor):
+                raise CheckpointError(f"{name} in {path.name} differs from the checkpoint; check the disk")
+
+
+def _each(whole: Whole, kind: str) -> Iterator[tuple[str, Tensor]]:
+    for name, pieces in sorted(whole.tensors(kind).items()):
+        yield name, pieces.read(0, pieces.size, _dtype(whole, kind, name)).view(whole.shapes[name])
+
+
+def _dtype(whole: Whole, kind: str, name: str) -> torch.dtype:
+    """fp32 of what is trained; buffers and frozen weights keep theirs."""
+    if name in whole.states.trained:
+        return torch.float32
+    return whole.states.kept[name].read(0, 0).dtype
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same, values that are no numbers included."""
+    if first.shape != second.shape:
+        return False
+    flat = [one.contiguous().reshape(-1).view(torch.uint8) for one in (first, second)]
+    return torch.equal(*flat)
+
+
+def _plain(scalars: Mapping[str, Tensor | int]) -> dict[str, float]:
+    return {key: float(value) for key, value in scalars.items()}
