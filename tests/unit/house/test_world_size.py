@@ -12,6 +12,7 @@ from support.module_graph import PACKAGE
 MAY_SAY_IT = {
     "ranks meet": (
         "engine/mesh.py",
+        "engine/checkpoint/convert/ranks.py",
         "engine/world.py",
         "launch/ray/places.py",
         "launch/ray/process_group.py",
