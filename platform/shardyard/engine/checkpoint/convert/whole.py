@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from deepspeed.checkpoint.constants import FROZEN_PARAM_SHAPES, PARAM_SHAPES
+from deepspeed.checkpoint.constants import FROZEN_PARAM_SHAPES
 from safetensors import safe_open
 from torch import Tensor
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.convert.target import target
-from shardyard.engine.checkpoint.elsewhere import MODEL_STATES, States, read_states
-from shardyard.engine.checkpoint.pieces import Pieces
-from shardyard.engine.checkpoint.shards import Shards, opened
+from shardyard.engine.checkpoint.elsewhere import States, read_states
+from shardyard.engine.checkpoint.parts import Values
+from shardyard.engine.checkpoint.shards import opened
 from shardyard.errors import CheckpointError
 from shardyard.models.export.shards import ShardFile
 
@@ -38,7 +38,7 @@ class Whole:
     states: States
     shapes: Mapping[str, torch.Size]
 
-    def tensors(self, kind: str) -> Mapping[str, Pieces]:
+    def tensors(self, kind: str) -> Mapping[str, Values]:
         """The weights and buffers (`model`), or a state of the optimizer, by name."""
         trained = self.states.trained
         if kind == MODEL:
@@ -74,10 +74,12 @@ def read_whole(folder: Path, names: Callable[[], list[str]], *, trust: bool = Fa
     if damaged:
         raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; convert an older one with --step")
     stage = manifest["zero_stage"]
-    states = read_states(shards, stage, names() if stage == 0 else [])
-    shapes = _shapes(shards, stage)
+    states = read_states(shards, manifest, names() if stage == 0 else [])
+    first = shards.read("mp_rank_00_model_states.pt") if stage < 3 else shards.by_rank("*_model_states.pt")[0]
+    trained = {name: one.shape for name, one in states.trained.items()}
+    shapes = _kept_shapes(first) | trained
     # Tied weights are there once.
-    kept = {name: pieces for name, pieces in states.kept.items() if name not in _aliases(shards, stage)}
+    kept = {name: pieces for name, pieces in states.kept.items() if name not in (first.get("shared_params") or ())}
     states = replace(states, kept=kept)
     lacking = [name for name in [*states.trained, *states.kept] if name not in shapes]
     if lacking:
@@ -85,20 +87,11 @@ def read_whole(folder: Path, names: Callable[[], list[str]], *, trust: bool = Fa
     return Whole(states, shapes)
 
 
-def _aliases(shards: Shards, stage: int) -> set[str]:
-    """Further names of weights that the model uses twice."""
-    first = shards.read(MODEL_STATES) if stage < 3 else shards.by_rank("*_model_states.pt")[0]
-    return set(first.get("shared_params") or ())
-
-
-def _shapes(shards: Shards, stage: int) -> dict[str, torch.Size]:
-    if stage < 3:
-        return {name: tensor.shape for name, tensor in shards.read(MODEL_STATES)["module"].items()}
-    first = shards.by_rank("*_model_states.pt")[0]
-    trained = chain.from_iterable(group.items() for group in first[PARAM_SHAPES])
-    frozen = (first.get(FROZEN_PARAM_SHAPES) or {}).items()
-    buffers = ((name, tensor.shape) for name, tensor in first["module"].items())
-    return {name: torch.Size(shape) for name, shape in chain(buffers, frozen, trained)}
+def _kept_shapes(model: Any) -> dict[str, torch.Size]:
+    """Of buffers and frozen weights."""
+    frozen = (model.get(FROZEN_PARAM_SHAPES) or {}).items()
+    found = {name: tensor.shape for name, tensor in model["module"].items()}
+    return found | {name: torch.Size(shape) for name, shape in frozen}
 
 
 def write_whole(whole: Whole, step: int, folder: Path, *, optimizer: bool) -> list[str]:
