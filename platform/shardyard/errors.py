@@ -11,6 +11,8 @@
     ├── HardwareError             a device, precision or library that this machine lacks
     ├── CheckpointError           a checkpoint that cannot be written, or does not verify
     ├── TrainingError             the run failed; names the cause of each rank
+    │   ├── RollbackError         it goes on from a checkpoint, and skips what it skips from there
+    │   └── ReplicasError         ranks do not hold the same weights any more
     └── TakenOverError            another process trains the run now; this one stops without writing
 
 Each message is one short paragraph: what is wrong, where, and what to do next. Invariants of the code are `assert`s,
@@ -112,6 +114,14 @@ class CheckpointError(ShardyardError):
 
 class TrainingError(ShardyardError):
     """The training run failed on one or more ranks."""
+
+
+class RollbackError(TrainingError):
+    """The run goes back to a checkpoint and skips batches from there: all ranks start again, which is no failure."""
+
+
+class ReplicasError(TrainingError):
+    """Ranks do not hold the same weights any more, so what they compute is wrong; the newest checkpoint is sound."""
 
 
 class TakenOverError(ShardyardError):

@@ -259,7 +259,7 @@ def held_out(
 # Sections of a recipe and entries of a configuration without a bearing on rows. A shorter run has the same.
 _NOT_IN_ROWS = {
     *("name", "description", "paper", "license", "expected", "train", "optimizer", "schedule", "zero", "checkpoint"),
-    *("evaluate", "sample", "hooks", "tracking", "cluster", "job", "parallel"),
+    *("anomalies", "evaluate", "sample", "hooks", "tracking", "cluster", "job", "parallel"),
 }
 _NOT_IN_CONFIG = {"architectures", "dtype", "transformers_version", "use_cache"}
 

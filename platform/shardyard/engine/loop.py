@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardyard.data.stream.loader import filtered_share
+from shardyard.engine.anomalies.hook import Seen
 from shardyard.engine.collecting import GarbageCollection
 from shardyard.engine.profiling.profiler import StepProfiler
 from shardyard.engine.profiling.spans import span
 from shardyard.engine.row_use import NUM_COUNTS
 from shardyard.engine.session import Session
-from shardyard.engine.step import StepResult, StepUnderway, start_step
+from shardyard.engine.step import StepResult, StepUnderway, skipped_step, start_step
 from shardyard.engine.watch.collectives import watch_compilation
 from shardyard.errors import ShardyardError
 from shardyard.tracking.metrics import record as names
@@ -46,7 +47,9 @@ def train(session: Session, *, until: int | None = None) -> Outcome:
         run has saved a checkpoint, unless it stopped before its first step.
 
     Raises:
-        TrainingError: the loss, the gradient norm or a weight is not finite.
+        TrainingError: the loss, the gradient norm or a weight is not finite, or spikes, and the recipe ends the run.
+        RollbackError: the same, and the recipe goes back to a checkpoint; what is skipped from there is recorded.
+        ReplicasError: ranks do not hold the same weights any more.
         DataError: a source failed.
         CheckpointError: a stop was requested, and its checkpoint could not be written.
         TakenOverError: another process has taken over the run.
@@ -129,7 +132,7 @@ def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
         before: steps whose results have not been taken; they are recorded if there is no batch for this one.
     """
     started = time.monotonic()
-    learning_rate = session.learning_rate.set(session.factor(step - 1))
+    learning_rate = session.learning_rate.set(session.factor(step - 1) * session.anomalies.rate_factor(step))
     try:
         with span("data"):
             batch = session.next_batch()
@@ -139,18 +142,29 @@ def _begin(session: Session, step: int, before: deque[_Underway]) -> _Underway:
         raise
     waited = time.monotonic() - started
     wanted = session.needs_metrics(step)
-    work = start_step(
-        session.engine,
-        session.objective,
-        batch,
-        session.mesh,
-        session.copies,
-        flag=_flags(session),
-        counts=[*session.use.counts(batch), *(session.mixture.counts(batch) if session.mixture is not None else ())],
-        changing=bool(session.plan.stages),
-        observed=wanted,
-    )
-    session.statistics.average()
+    counts = [*session.use.counts(batch), *(session.mixture.counts(batch) if session.mixture is not None else ())]
+    if session.anomalies.skips(step):
+        work = skipped_step(session.engine, session.objective, batch, session.mesh, flag=_flags(session), counts=counts)
+    else:
+        work = start_step(
+            session.engine,
+            session.objective,
+            batch,
+            session.mesh,
+            session.copies,
+            flag=_flags(session),
+            counts=counts,
+            changing=bool(session.plan.stages),
+            observed=wanted,
+            step=step,
+            guard=session.anomalies.guard,
+            replicas=session.replicas,
+        )
+        # What a skipped batch left has been put back.
+        if work.anomaly is None or not work.anomaly.skips:
+            session.statistics.average()
+    if session.replicas is not None and step % session.recipe.cluster.replicas.every == 0:
+        session.compare_replicas(step)
     fp16 = session.recipe.train.precision == "fp16"
     loss_scale = float(session.engine.optimizer.loss_scale) if fp16 else None
     return _Underway(step, started, waited, learning_rate, loss_scale, wanted, work)
@@ -177,10 +191,13 @@ def _metrics(session: Session, one: _Underway, result: StepResult) -> dict[str, 
     """The metrics of a step whose result has just been taken."""
     step = one.step
     metrics = {names.TRAIN_LOSS: result.loss, names.TRAIN_LR: one.learning_rate}
-    if one.wanted:
+    if one.wanted and result.computed:
         metrics |= session.objective.train_metrics(result.totals)
     if result.grad_norm is not None:
         metrics[names.TRAIN_GRAD_NORM] = result.grad_norm
+    if not result.applied:
+        # A batch that was skipped may have none of these; fp16 has a norm that is infinite.
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if not result.applied:
         metrics["train/skipped"] = 1.0
     if one.loss_scale is not None:
@@ -217,14 +234,13 @@ def _stopped_before_start(session: Session) -> Outcome | None:
 
 
 def _check(session: Session, result: StepResult, one: _Underway) -> None:
-    """Raise if the loss or gradient is not finite: it would stay so, and continuing would only waste time.
+    """Do what the recipe says follows if the loss or gradient is not finite, or a spike.
 
-    In fp16, the only cause may be too large a loss scale; DeepSpeed then lowers it and skips the step.
+    In fp16, the only cause of an infinite gradient may be too large a loss scale; DeepSpeed then lowers it and skips
+    the step.
     """
-    step = one.step
-    if one.loss_scale is not None and not result.applied and one.loss_scale > 1:
+    if not result.computed:
         return
-    if not math.isfinite(result.loss):
-        raise session.exploded(step, f"the loss is {result.loss} at step {step}")
-    if result.applied and result.grad_norm is not None and not math.isfinite(result.grad_norm):
-        raise session.exploded(step, f"the gradient norm is {result.grad_norm} at step {step}")
+    scaled = one.loss_scale is not None and not result.applied and one.loss_scale > 1
+    norm = None if scaled else result.grad_norm
+    session.anomalies.take(one.step, Seen(result.loss, norm, one.work.judged, one.work.anomaly))

@@ -14,6 +14,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from shardyard.data.ledger.record import Header, LedgerWriter
 from shardyard.data.stream.loader import Batch, TrainLoader
 from shardyard.data.stream.streams import StreamStates
+from shardyard.engine.anomalies.hook import AnomalyHook
+from shardyard.engine.anomalies.replicas import Replicas
 from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.checkpoint.explosion import way_back
 from shardyard.engine.checkpoint.files import wait_for_removals
@@ -28,7 +30,7 @@ from shardyard.engine.offload.quirks import remove_files
 from shardyard.engine.row_use import RowUse
 from shardyard.engine.transfer import Copies
 from shardyard.engine.watch.limits import CollectiveLimits
-from shardyard.errors import CheckpointError, TrainingError
+from shardyard.errors import CheckpointError, ReplicasError, TrainingError
 from shardyard.objectives.base import Objective
 from shardyard.planning.plan import RunPlan
 from shardyard.recipe.schema import Recipe
@@ -36,8 +38,8 @@ from shardyard.tracking.metrics.machine import MachineWatch
 from shardyard.tracking.metrics.meters import Throughput
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.metrics.tracker import Tracker
-from shardyard.tracking.run.events import Attempt, Notice
-from shardyard.tracking.run.folder import RunFolder
+from shardyard.tracking.run.events import Attempt, Notice, ReplicasDiffer
+from shardyard.tracking.run.folder import RunFolder, typed
 from shardyard.tracking.watch.beat import BEAT, HOOK
 
 
@@ -87,6 +89,7 @@ class Session:
             self.event_log,
             self.exploded,
             self.folder.check_held,
+            self._verify_replicas,
             every=self.plan.checkpoint_every,
             seconds=self.plan.checkpoint_seconds,
         )
@@ -95,6 +98,21 @@ class Session:
         )
         self.limits = CollectiveLimits(self.recipe.cluster.network.timeout, alone=self.mesh.world.size == 1)
         self.statistics = RunningStatistics(self.engine.module, self.mesh.data)
+        self.anomalies = AnomalyHook(
+            self.recipe,
+            self.plan,
+            self.engine,
+            self.mesh,
+            self.folder,
+            self.event_log,
+            self.statistics,
+            self.exploded,
+            self._settle,
+        )
+        self.hooks.append(self.anomalies)
+        compared = self.recipe.cluster.replicas.every > 0 and self.mesh.zero.size > 1
+        copies = self.recipe.zero.hpz_partition_size
+        self.replicas = Replicas(self.engine.module, self.mesh, second_copies=copies) if compared else None
 
     @property
     def stopped_early(self) -> bool:
@@ -203,6 +221,40 @@ class Session:
             return None
         return self.folder.stop_requested() or ("resize" if self.folder.resize_requested() else None)
 
+    def compare_replicas(self, step: int) -> None:
+        """Compare what ranks hold in common; all ranks call this.
+
+        Raises:
+            ReplicasError: it differs, and the recipe restarts the run then.
+            TrainingError: the same, and the recipe ends the run.
+        """
+        found = None if self.replicas is None else self.replicas.compare(step, self.statistics.tensors())
+        if self.replicas is None or found is None:
+            return
+        self.event_log.event(
+            ReplicasDiffer(step=step, ranks=found.ranks, compared_step=self.replicas.compared_before, text=found.text)
+        )
+        then = self.recipe.cluster.replicas.then
+        if then == "report":
+            return
+        text = (
+            f"the weights of ranks differ at step {step}: {found.text}. Memory or a processor of these ranks may fail"
+        )
+        if then == "restart":
+            raise ReplicasError(f"{text}; what was trained since the newest checkpoint is not used.")
+        raise TrainingError(
+            f"{text}: replace them; `shardyard resume {typed(self.folder.path)}` continues from the newest checkpoint."
+        )
+
+    def _verify_replicas(self, step: int) -> None:
+        if self.replicas is not None:
+            self.replicas.add()
+            self.compare_replicas(step)
+
+    def _settle(self) -> None:
+        with contextlib.suppress(CheckpointError):
+            self.checkpoint.settle()
+
     def finish(self) -> None:
         """Save the last checkpoint.
 
@@ -213,8 +265,7 @@ class Session:
 
     def exploded(self, step: int, what: str) -> TrainingError:
         """The error for a run with a value that is not finite at `step`; all ranks call this."""
-        with contextlib.suppress(CheckpointError):
-            self.checkpoint.settle()
+        self._settle()
         text = way_back(self.folder, self.recipe.optimizer.lr, step, what) if self.mesh.is_first else ""
         return TrainingError(self.mesh.from_first(text))
 
@@ -224,6 +275,7 @@ class Session:
         # What was saved before a failure is not lost with it.
         with contextlib.suppress(CheckpointError, RuntimeError):
             self.checkpoint.settle()
+        self.anomalies.close()
         remove_files(self.engine)
         wait_for_removals()
         if self.ledger is not None:

@@ -65,7 +65,8 @@ class Sums:
         if mesh.zero.size == mesh.world.size:
             mesh.zero.sum(flat)
         else:
-            mesh.zero.sum(flat[: sum(sizes[:-1])])
+            if tensors[:-1]:
+                mesh.zero.sum(flat[: sum(sizes[:-1])])
             mesh.world.sum(flat[sum(sizes[:-1]) :])
         parts = [part.view(tensor.shape) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True)]
         return RankSums(

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from shardyard.planning.shortage import shortage_in_words
 from shardyard.tracking.run import reading
 from shardyard.tracking.run.events import (
+    AnomalyDocuments,
+    AnomalyFound,
     Attempt,
     AttemptFailed,
     CheckpointFailed,
@@ -28,6 +30,7 @@ from shardyard.tracking.run.events import (
     OtherEvent,
     Placed,
     Recovered,
+    ReplicasDiffer,
     SourcesExhausted,
     StageBegun,
     Straggler,
@@ -81,6 +84,12 @@ def describe(event: Event) -> str:
             return f"the run hangs: {event.text}{f'; {event.report}' if event.report else ''}"
         case Straggler():
             return _straggler(event)
+        case AnomalyFound():
+            return _anomaly(event)
+        case AnomalyDocuments():
+            return _documents(event)
+        case ReplicasDiffer():
+            return f"the weights of ranks differ at step {event.step}: {event.text}"
         case Finished():
             return f"finished at step {event.step}"
         case Placed():
@@ -170,6 +179,30 @@ def _attempt(event: Attempt) -> str:
     if event.number > 1:
         return f"restart: attempt {event.number} {size}{source or ' from the beginning'}"
     return f"training {size}{source}"
+
+
+def _anomaly(event: AnomalyFound) -> str:
+    """`step 1203: the loss is 9.12, 14.2 deviations above 2.31; its batch is skipped (2 of at most 10)`."""
+    name = "gradient norm" if event.signal == "grad_norm" else event.signal
+    high = f", {number(event.score, '.1f')} deviations above {number(event.usual, '.4g')}" if event.usual else ""
+    found = f"step {event.step}: the {name} is {event.value}{high}"
+    back = f"step {event.checkpoint_step}" if event.checkpoint_step else "the beginning"
+    skipped = f"{', '.join(map(str, event.skipped))}" if event.skipped else str(event.step)
+    done = {
+        "skip": "its batch is skipped",
+        "lower_rate": "its batch is skipped, and the learning rate lowered",
+        "rollback": f"back to {back}, then the batches of {skipped} are skipped",
+    }.get(event.action, event.action)
+    rows = f"; rows {event.first_row} to {event.last_row}" if event.last_row is not None else ""
+    return f"{found}; {done} ({event.count} of at most {event.at_most}{rows})"
+
+
+def _documents(event: AnomalyDocuments) -> str:
+    """`documents of step 1203: c4 part-3.jsonl:18 5d41402abc4b, … (and 12 more)`."""
+    if not event.named:
+        return f"documents of step {event.step} are not known: {event.problem or 'it has none'}"
+    more = (event.documents or 0) - len(event.named)
+    return f"documents of step {event.step}: {', '.join(event.named)}{f' (and {more} more)' if more > 0 else ''}"
 
 
 def _straggler(event: Straggler) -> str:

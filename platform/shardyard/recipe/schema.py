@@ -13,9 +13,10 @@ from pydantic import model_validator
 
 from shardyard.recipe.renamed import with_current_names
 from shardyard.recipe.sections.adapter import Adapter
+from shardyard.recipe.sections.anomalies import Anomalies
 from shardyard.recipe.sections.base import NAME_PATTERN, REQUIRED, Section, described
 from shardyard.recipe.sections.chat import Chat
-from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Slurm, Watchdog
+from shardyard.recipe.sections.cluster import Cluster, Job, Kubernetes, Network, Replicas, Slurm, Watchdog
 from shardyard.recipe.sections.data import Data, Masking, OnError, Order, Source
 from shardyard.recipe.sections.media import Audio, Image
 from shardyard.recipe.sections.mixture import Stage
@@ -57,6 +58,7 @@ __all__ = [
     "REQUIRED",
     "Adapter",
     "Alerts",
+    "Anomalies",
     "Answering",
     "Audio",
     "Chat",
@@ -87,6 +89,7 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Regression",
+    "Replicas",
     "Sample",
     "Schedule",
     "ScheduleName",
@@ -141,6 +144,9 @@ class Recipe(Section):
     parallel: Parallel = described(Parallel(), "How ranks share the model, the rows and their tokens.")
     zero: Zero = described(Zero(), "How DeepSpeed ZeRO shards the model states.")
     checkpoint: Checkpoint = described(Checkpoint(), "When checkpoints are written.")
+    anomalies: Anomalies = described(
+        Anomalies(), "What follows from batches that are not finite, or whose loss or gradient leaps."
+    )
     evaluate: Evaluate = described(Evaluate(), "When the model is evaluated on held-out data.")
     sample: Sample = described(Sample(), "Samples to generate during training.")
     hooks: list[HookUse] = described([], "Further work between steps, by code of yours (docs/hooks.md).")

@@ -51,6 +51,25 @@ def is_spoiled(losses: Mapping[int, float], step: int, exploded: int) -> bool:
     return not math.isfinite(losses[after]) or abs(losses[after]) > LEAP * max(1.0, best)
 
 
+def newest_before(folder: RunFolder, first: int, step: int, what: str) -> int:
+    """The step of the newest good checkpoint before step `first`, 0 if there is none; later ones are marked, and those
+    that were part of a divergence before `step`. Only rank 0 calls this.
+
+    Args:
+        what: the observation, such as `the loss is nan at step 12`.
+    """
+    losses = _losses(folder)
+    for path in reversed(files.committed_checkpoints(folder.checkpoints)):
+        at = files.step_of(path)
+        # Without a loss in between, the batch of the step is the cause, not the weights.
+        spoiled = any(at < other < step for other in losses) and is_spoiled(losses, at, step)
+        if at >= first or spoiled:
+            files.mark(path, good=False, why=f"the run went back to before it ({what})")
+        elif _is_good(path):
+            return at
+    return 0
+
+
 def _losses(folder: RunFolder) -> dict[int, float]:
     try:
         lines = read_metrics(folder.metrics)

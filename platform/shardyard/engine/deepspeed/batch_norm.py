@@ -26,6 +26,16 @@ class RunningStatistics:
     def __init__(self, model: nn.Module, data: Axis) -> None:
         self._data = data
         self._layers = list(_tracked(model))
+        self._kept: list[Tensor] = []
+
+    def remember(self) -> None:
+        """Keep a copy."""
+        self._kept = [buffer.clone() for buffer in self.tensors()]
+
+    def put_back(self) -> None:
+        """Set what was kept."""
+        for buffer, kept in zip(self.tensors(), self._kept, strict=True):
+            buffer.copy_(kept)
 
     def average(self) -> None:
         """Replace them with their mean over the data-parallel ranks, in one collective. All ranks call this."""
@@ -42,6 +52,11 @@ class RunningStatistics:
     def _buffers(self) -> list[Tensor]:
         # Looked up each time, because loading a checkpoint may replace the tensors.
         return [getattr(layer, name) for layer in self._layers for name in ("running_mean", "running_var")]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, with the numbers of batches that they are of."""
+        counts = [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
+        return [*self._buffers(), *counts]
 
 
 def normalise_in_fp32(model: nn.Module) -> None:

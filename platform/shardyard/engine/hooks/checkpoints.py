@@ -31,15 +31,17 @@ class CheckpointHook(Hook):
         events: EventLog,
         exploded: Callable[[int, str], TrainingError],
         may_write: Callable[[], None] = lambda: None,
+        verify: Callable[[int], None] = lambda step: None,
         *,
         every: int = 1,
         seconds: float | None = None,
     ) -> None:
         """`seconds`: time between two checkpoints, beside those after `every` steps. `exploded` creates the error of a
-        diverged step; `may_write` raises if another process took over the run."""
+        diverged step; `may_write` raises if another process took over the run, `verify` if what ranks hold in common
+        differs."""
         super().__init__(every)
         self._checkpointer, self._state, self._events, self._exploded = checkpointer, state, events, exploded
-        self._may_write = may_write
+        self._may_write, self._verify = may_write, verify
         self.saved_step: int | None = None
         self._begun_step: int | None = None
         self._seconds = seconds
@@ -77,7 +79,7 @@ class CheckpointHook(Hook):
 
         Raises:
             CheckpointError: the checkpoint could not be written; this is logged.
-            TrainingError: weights are not finite.
+            TrainingError: weights are not finite, or those of ranks differ.
             TakenOverError: another process has taken over the run.
         """
         self._begin(step)
@@ -126,5 +128,6 @@ class CheckpointHook(Hook):
         spoiled = self._checkpointer.spoiled_weights()
         if spoiled:
             raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
+        self._verify(step)
         self._begun_step = step
         self._checkpointer.begin(*self._state(step))

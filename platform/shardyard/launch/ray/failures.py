@@ -26,6 +26,7 @@ def failure_of(errors: Mapping[int, BaseException], died: Callable[[int, str], s
     """
     messages: dict[int, str] = {}
     permanent = False
+    rollback = any(isinstance(cause := _cause(raised), RankError) and cause.rollback for raised in errors.values())
     for rank, raised in errors.items():
         message, lasting = _understood(raised)
         if message is None:
@@ -33,7 +34,7 @@ def failure_of(errors: Mapping[int, BaseException], died: Callable[[int, str], s
         messages[rank] = message
         permanent = permanent or lasting
     causes = group_causes(messages)
-    return Failure(causes if died is not None else dict.fromkeys(causes, ()), permanent)
+    return Failure(causes if died is not None else dict.fromkeys(causes, ()), permanent and not rollback, rollback)
 
 
 def _understood(raised: BaseException) -> tuple[str | None, bool]:

@@ -15,7 +15,7 @@ from shardyard.engine.run import run_rank
 from shardyard.engine.watch.collectives import limit_collectives, record_collectives
 from shardyard.engine.watch.trace import answer_questions
 from shardyard.engine.world import Rank
-from shardyard.errors import ShardyardError, UnavailableError
+from shardyard.errors import ReplicasError, RollbackError, ShardyardError, UnavailableError
 from shardyard.launch.ray.places import Seat
 from shardyard.launch.run.output import redirect_output
 from shardyard.launch.run.recovery import RankError, bug_in_words, is_bug
@@ -47,12 +47,15 @@ def train_job(pickled: bytes, seat: Seat) -> Outcome:
 
 
 def rank_error(error: Exception, *, stepped: bool) -> RankError:
-    """Convert an error to a RankError. Out of memory, lost peers, network failures and server errors may be temporary;
-    other errors of the platform itself are permanent, as are bugs that occur before the first step."""
+    """Convert an error to a RankError. Out of memory, lost peers, network failures, server errors and failing memory
+    may be temporary; other errors of the platform itself are permanent, as are bugs that occur before the first step."""
     text = _one_line(error)
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
-    return RankError(text, permanent=isinstance(error, ShardyardError) and not isinstance(error, UnavailableError))
+    passing = isinstance(error, UnavailableError | ReplicasError | RollbackError) or not isinstance(
+        error, ShardyardError
+    )
+    return RankError(text, permanent=not passing, rollback=isinstance(error, RollbackError))
 
 
 def _one_line(error: BaseException) -> str:

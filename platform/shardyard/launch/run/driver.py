@@ -80,7 +80,7 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
 
     count_attempt(job)
     try:
-        return run_local(job, keep_group=keep_group)
+        return run_local(job, keep_group=keep_group, rolled_back=lambda: count_attempt(job))
     except TakenOverError:
         raise
     except Exception as error:
@@ -186,7 +186,8 @@ def until_done(job: Job, start: Callable[[], Outcome | Failure]) -> Outcome:
             continue
         if not isinstance(ended, Failure):
             return ended
-        count = count.after(saved_step(job.folder))
+        if not ended.rollback:
+            count = count.after(saved_step(job.folder))
         _recover(job, ended, count)
     return outcome
 
@@ -223,6 +224,9 @@ def _recover(job: Job, failure: Failure, count: Count) -> None:
         # Schedulers that signal every process of a job may have ended the ranks too.
         stopped = replace(_failed(failure), then="stopped", outcome=outcome, checkpoint_step=count.step)
         write_event(job.folder.events, stopped)
+        return
+    if failure.rollback:
+        # Its ranks have told of it.
         return
     allowed = job.recipe.cluster.max_failures
     decision = decide(failure, failures=count.failures, max_failures=allowed)

@@ -37,15 +37,16 @@ def bug_in_words(text: str, host: str) -> str:
 class RankError(Exception):
     """A failure sent by a worker: text only, so that any process can unpickle it.
 
-    Both arguments are in `args`, because pickling carries only these. The rank removes secrets, because only it knows
-    the values that it substituted into URLs.
+    All arguments are in `args`, because pickling carries only these. The rank removes secrets, because only it knows
+    the values that it substituted into URLs. rollback: as in `Failure`.
     """
 
-    def __init__(self, message: str, permanent: bool) -> None:
+    def __init__(self, message: str, permanent: bool, rollback: bool = False) -> None:
         message = scrub(message)
-        super().__init__(message, permanent)
+        super().__init__(message, permanent, rollback)
         self.message = message
         self.permanent = permanent
+        self.rollback = rollback
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class Failure:
 
     causes: message → ranks that failed with it; empty if the workers never ran.
     permanent: the same attempt would fail again, for example because of a wrong path or a NaN loss.
+    rollback: the run goes back to a checkpoint by its recipe (`anomalies`), which counts its rollbacks itself.
     """
 
     causes: Mapping[str, tuple[int, ...]]
     permanent: bool
+    rollback: bool = False
 
     def describe(self) -> str:
         """One line per cause, with its ranks."""
@@ -101,6 +104,8 @@ class Count:
 def decide(failure: Failure, *, failures: int, max_failures: int) -> Retry | GiveUp:
     """Decide after the `failures`-th failure (from 1) without a new checkpoint. After the first one, there is no wait;
     later ones double, up to a minute."""
+    if failure.rollback:
+        return Retry(0.0)
     if failure.permanent:
         return GiveUp("it would fail again")
     if failures > max_failures:

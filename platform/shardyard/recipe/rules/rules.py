@@ -18,6 +18,7 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
 from shardyard.recipe.mixture.stages import stage_recipes
+from shardyard.recipe.rules.anomalies import anomaly_rules
 from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
 from shardyard.recipe.rules.checkpoint import checkpoint_rules
@@ -310,6 +311,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Finding]], ...] = (
     _objective,
     _precision,
     checkpoint_rules,
+    anomaly_rules,
     cluster_rules,
     size_rules,
     model_rules,

@@ -57,6 +57,23 @@ class Watchdog(Section):
     )
 
 
+class Replicas(Section):
+    """Comparing the weights that ranks hold in common (docs/reliability/replicas.md)."""
+
+    every: int = described(
+        100,
+        "Steps between two comparisons of hashes of the replicated weights over the ranks; one also precedes every "
+        "checkpoint. Weights are hashed in each step, on their device. 0 hashes and compares nothing.",
+        "steps",
+        ge=0,
+    )
+    then: Literal["restart", "stop", "report"] = described(
+        "restart",
+        "What follows when they differ: a restart from the newest checkpoint as after a failure "
+        "(cluster.max_failures), the end of the run, or an event alone.",
+    )
+
+
 class Slurm(Section):
     """Options of the batch script that `shardyard submit --on slurm` writes."""
 
@@ -170,6 +187,7 @@ class Cluster(Section):
     )
     network: Network = described(Network(), "How ranks reach each other.")
     watchdog: Watchdog = described(Watchdog(), "When ranks count as hanging or slow, and what follows.")
+    replicas: Replicas = described(Replicas(), "Whether ranks still hold the same weights, and what follows if not.")
     slurm: Slurm = described(Slurm(), "Settings of jobs under Slurm.")
     kubernetes: Kubernetes = described(Kubernetes(), "Settings of jobs under KubeRay.")
 

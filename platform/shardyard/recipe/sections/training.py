@@ -35,6 +35,12 @@ class Train(Section):
         "minutes",
         gt=0.0,
     )
+    skip_steps: list[Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\d+-\d+$")]] = described(
+        [],
+        "Steps whose batches are not trained on, such as [1200, 1500-1700]: schedule and data go on, nothing is "
+        "computed.",
+        "steps",
+    )
     micro_batch: int | None = described(
         None,
         "Rows that one rank puts through the model at once. Default: the largest that divides a rank's share of the "

@@ -9,73 +9,25 @@ Imports only the standard library, because every process that follows a run read
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypedDict, TypeVar, cast, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 from shardyard.tracking.files import JsonlTail, JsonlWriter
 from shardyard.tracking.run import reading
+from shardyard.tracking.run.event import EVENTS as EVENTS
+from shardyard.tracking.run.event import READERS, Line, registered
+from shardyard.tracking.run.event import Event as Event
+from shardyard.tracking.run.event import Severity as Severity
 from shardyard.tracking.run.info import Place
 from shardyard.tracking.run.waiting import Wait
 
-# info: normal operation. notice: of interest to users. warning: something was lost or did not work. error: the attempt
-# failed.
-Severity = Literal["info", "notice", "warning", "error"]
-
 # The consequence of a failure: another attempt, the end because of a stop request, or the end of a failed run.
 Then = Literal["retry", "stopped", "end"]
-# A line of events.jsonl.
-Line = Mapping[str, object]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """An event of a run. time: seconds since 1970; if None, the time of writing."""
-
-    _kind: ClassVar[str] = ""
-    _severity: ClassVar[Severity] = "info"
-
-    time: float | None = None
-
-    @property
-    def kind(self) -> str:
-        """The name of the kind in events.jsonl."""
-        return self._kind
-
-    @property
-    def severity(self) -> Severity:
-        """The severity of the event."""
-        return self._severity
-
-    def to_fields(self) -> dict[str, object]:
-        """The keys of its line other than `kind` and `time`."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "time"}
-
-    @classmethod
-    def fields_of(cls, line: Line) -> dict[str, object]:
-        """Its fields from a line of any version, without `time`; missing or invalid ones have their defaults."""
-        readable = ((one.name, _READERS.get(str(one.type))) for one in fields(cls) if one.name != "time")
-        found = {name: read(line.get(name)) for name, read in readable if read is not None}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-# All kinds that this version writes.
-EVENTS: dict[str, type[Event]] = {}
-_Class = TypeVar("_Class", bound=type[Event])
-
-
-def _registered(kind: str, severity: Severity = "info") -> Callable[[_Class], _Class]:
-    def register(event: _Class) -> _Class:
-        assert kind not in EVENTS, kind
-        event._kind, event._severity = kind, severity
-        EVENTS[kind] = event
-        return event
-
-    return register
-
-
-@_registered("attempt")
+@registered("attempt")
 @dataclass(frozen=True, kw_only=True)
 class Attempt(Event):
     """Ranks are about to train. resumed_step: of the checkpoint from which they continue; None for a start."""
@@ -85,7 +37,7 @@ class Attempt(Event):
     resumed_step: int | None = None
 
 
-@_registered("length", "notice")
+@registered("length", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Length(Event):
     """The steps of a run with a time budget, once known. text: the reason, as in plan.json."""
@@ -94,7 +46,7 @@ class Length(Event):
     text: str = ""
 
 
-@_registered("waiting", "notice")
+@registered("waiting", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
     """A new or changed wait of a run."""
@@ -112,7 +64,7 @@ class Waiting(Event):
         return {} if found is None else {"wait": found}
 
 
-@_registered("placement")
+@registered("placement")
 @dataclass(frozen=True, kw_only=True)
 class Placed(Event):
     """The hosts of an attempt's ranks, and their network. network: settings as text, by address."""
@@ -121,7 +73,7 @@ class Placed(Event):
     network: dict[str, list[str]] = field(default_factory=dict)
 
 
-@_registered("evaluation")
+@registered("evaluation")
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
     """An evaluation on the held-out set. metrics: by name, besides the loss. rows: number of evaluated rows."""
@@ -147,7 +99,7 @@ class Evaluated(Event):
         return {**super().fields_of(line), "metrics": metrics}
 
 
-@_registered("checkpoint")
+@registered("checkpoint")
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
     """A checkpoint is complete. path: name of its folder. bytes, seconds: its size, and the time to write it.
@@ -162,7 +114,7 @@ class CheckpointSaved(Event):
     bytes: int | None = None
 
 
-@_registered("checkpoint_failed", "warning")
+@registered("checkpoint_failed", "warning")
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFailed(Event):
     """A checkpoint could not be written."""
@@ -171,7 +123,7 @@ class CheckpointFailed(Event):
     error: str = ""
 
 
-@_registered("checkpoint_mirrored")
+@registered("checkpoint_mirrored")
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMirrored(Event):
     """A checkpoint is in the store of `checkpoint.mirror`. url: of the run there. bytes, seconds: of the copy."""
@@ -182,7 +134,7 @@ class CheckpointMirrored(Event):
     bytes: int | None = None
 
 
-@_registered("mirror_failed", "warning")
+@registered("mirror_failed", "warning")
 @dataclass(frozen=True, kw_only=True)
 class MirrorFailed(Event):
     """The object store of `checkpoint.mirror` refuses a copy. then: whether it is tried again."""
@@ -191,7 +143,7 @@ class MirrorFailed(Event):
     then: Then = "retry"
 
 
-@_registered("early_stop")
+@registered("early_stop")
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop(Event):
     """Training ends because a metric no longer improves."""
@@ -202,7 +154,7 @@ class EarlyStop(Event):
     best_step: int | None = None
 
 
-@_registered("stage", "notice")
+@registered("stage", "notice")
 @dataclass(frozen=True, kw_only=True)
 class StageBegun(Event):
     """A stage of training begins after `step`. number: from 1 on. text: what changes."""
@@ -213,7 +165,7 @@ class StageBegun(Event):
     text: str = ""
 
 
-@_registered("exhausted", "notice")
+@registered("exhausted", "notice")
 @dataclass(frozen=True, kw_only=True)
 class SourcesExhausted(Event):
     """Training ends because `epochs` and `tokens` of the sources allow no further batch. steps: of the plan."""
@@ -241,7 +193,7 @@ class RankCounts(TypedDict, total=False):
     sources: list[SourceCounts]
 
 
-@_registered("data")
+@registered("data")
 @dataclass(frozen=True, kw_only=True)
 class DataRead(Event):
     """Totals of reading over all ranks: skipped examples, retried requests, truncated tokens.
@@ -270,7 +222,7 @@ class DataRead(Event):
         return "notice" if told else "info"
 
 
-@_registered("wandb")
+@registered("wandb")
 @dataclass(frozen=True, kw_only=True)
 class WandbStatus(Event):
     """The location of the copy at W&B. url: of the run there, if online. folder: on this disk, if offline."""
@@ -288,7 +240,7 @@ class WandbStatus(Event):
         return {"mode": mode, ("url" if mode == "online" else "folder"): place or None}
 
 
-@_registered("finished")
+@registered("finished")
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
     """The trained model has been written. path: name of its folder."""
@@ -304,7 +256,7 @@ class Cause(TypedDict):
     ranks: Sequence[int]
 
 
-@_registered("failure", "error")
+@registered("failure", "error")
 @dataclass(frozen=True, kw_only=True)
 class AttemptFailed(Event):
     """An attempt failed with these causes; `ranks` are the ranks of all causes.
@@ -332,7 +284,7 @@ class AttemptFailed(Event):
         return found
 
 
-@_registered("recovered", "notice")
+@registered("recovered", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Recovered(Event):
     """The first step after a failure is done. seconds: since the last step before the failure was recorded.
@@ -348,7 +300,7 @@ class Recovered(Event):
     spares: bool = False
 
 
-@_registered("hang", "error")
+@registered("hang", "error")
 @dataclass(frozen=True, kw_only=True)
 class Hang(Event):
     """Ranks make no progress. seconds: since the last sign of it. ranks: that the others wait for. text: what happened,
@@ -363,7 +315,7 @@ class Hang(Event):
     table: str = ""
 
 
-@_registered("straggler", "warning")
+@registered("straggler", "warning")
 @dataclass(frozen=True, kw_only=True)
 class Straggler(Event):
     """A rank takes `factor` times as long as the others for its own work, mostly for `part` of the step:
@@ -377,7 +329,62 @@ class Straggler(Event):
     others_seconds: float | None = None
 
 
-@_registered("notice", "notice")
+@registered("anomaly", "warning")
+@dataclass(frozen=True, kw_only=True)
+class AnomalyFound(Event):
+    """A batch with a loss or gradient norm that is not finite (`what` is nan) or leaps (spike), and the action.
+
+    value: of `signal`, as text, because it may not be a number. usual, score: median of the steps before and robust
+    z-score, of a spike. first_row, last_row: of the batch in the run, from 0. count: of actions so far, of `at_most`.
+    skipped: the steps that a rollback skips; checkpoint_step: where the run goes on from.
+    """
+
+    step: int | None = None
+    what: str = ""
+    signal: str = ""
+    value: str = ""
+    usual: float | None = None
+    score: float | None = None
+    action: str = ""
+    count: int | None = None
+    at_most: int | None = None
+    first_row: int | None = None
+    last_row: int | None = None
+    skipped: tuple[int, ...] = ()
+    checkpoint_step: int | None = None
+
+
+@registered("anomaly_documents", "notice")
+@dataclass(frozen=True, kw_only=True)
+class AnomalyDocuments(Event):
+    """The documents of a batch with an anomaly: source, file and row of each, and the start of its SHA-256.
+
+    rows: the first ones of the batch, which have these `documents`, of which some are `named`. problem: why they are
+    not known, or how the data has changed since; "" if all is well.
+    """
+
+    step: int | None = None
+    rows: int | None = None
+    documents: int | None = None
+    named: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@registered("replicas_differ", "error")
+@dataclass(frozen=True, kw_only=True)
+class ReplicasDiffer(Event):
+    """Ranks that should hold the same weights do not. ranks: those that differ from the majority; all if there is none.
+
+    text: what differs, in words. compared_step: the last one at which they were equal.
+    """
+
+    step: int | None = None
+    ranks: tuple[int, ...] = ()
+    compared_step: int | None = None
+    text: str = ""
+
+
+@registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
     """A text message, as in a log."""
@@ -422,8 +429,7 @@ def _numbers(value: object) -> dict[str, float] | None:
     return {name: number for name, number in found if number is not None}
 
 
-_READERS: dict[str, Callable[[object], object]] = {
-    **reading.READERS,
+READERS |= {
     "list[Place]": reading.objects,
     "dict[str, list[str]]": reading.texts_by_name,
     "tuple[str, ...]": _texts,

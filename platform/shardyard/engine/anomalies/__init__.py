@@ -1,0 +1,1 @@
+"""Batches that are not finite, spikes, and replicas that differ: finding them, and what follows."""
