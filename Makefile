@@ -66,7 +66,7 @@ breadth: $(ALL) ## train every model type of transformers under every objective,
 
 stages: $(ALL) ## train every objective and adapter at every ZeRO stage on one and two ranks; the tests take a sample of the stages
 	@SHARDYARD_ALL_STAGES=1 $(BIN)/python -m pytest -q tests/numerics/test_objectives.py tests/numerics/test_adapters_numerics.py \
-		tests/numerics/test_elsewhere.py
+		tests/numerics/test_elsewhere.py tests/distributed/test_anomalies.py
 
 chaos: $(ALL) ## put every kind of fault into real runs and print what became of them; see docs/reliability/chaos.md
 	@PYTHONPATH=tests $(BIN)/python -m chaos.matrix

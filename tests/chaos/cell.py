@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import shardyard
-from chaos.trial import Fault, Measured, State, Trial, trial
+from chaos.trial import FOUND, Fault, Measured, State, Trial, trial
+from shardyard.launch.describe import describe
+from shardyard.tracking.run.events import event_of
 
 # A run that ends is resumed by one command, and that may meet the fault again.
 MOST_RESUMES = 3
@@ -100,6 +102,9 @@ def told(one: Trial) -> str:
     failures = [line for line in one.lines("events.jsonl") if line["kind"] == "failure"]
     if failures:
         return str(failures[0]["causes"][0]["message"]).splitlines()[0][:160]
+    found = [line for line in one.lines("events.jsonl") if line["kind"] in FOUND]
+    if found:
+        return describe(event_of(found[0]))[:160]
     lines = [line for output in one.output for line in output.splitlines() if line.startswith("Error")]
     return lines[0][:160] if lines else ""
 

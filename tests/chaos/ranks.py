@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from chaos.cell import Cell, Outcome, Where, finish, launched, outcome, told
-from chaos.trial import Fault, Trial, trial
+from chaos.trial import AT, Fault, Trial, trial
 
 PLACES = {"forward": "forward", "backward": "backward", "update": "step", "save": "save", "load": "load"}
 SIGNALS = {"SIGKILL": "signal:SIGKILL", "SIGSEGV": "segv", "SIGSTOP": "signal:SIGSTOP"}
@@ -51,6 +51,22 @@ def _numbers(how: str, where: Where) -> Outcome:
         code = one.run("launch", one.recipe)
         one.faults = []
         return outcome(one, finish(one, code), reference)
+
+
+def _flipped(where: Where) -> Outcome:
+    """A bit of a replica is another one: found by the next comparison."""
+    replicas = {"workers": 2, "replicas": {"every": 4}}
+    return launched(where, [Fault("weights", "tensor:flip", exact=True)], cluster=replicas)
+
+
+def _batch(action: str, where: Where) -> Outcome:
+    """A batch whose gradient is no number, each time that it comes: the run ends like one that was told to skip it."""
+    reference = where.reference(train={"skip_steps": [AT]})
+    with trial(where.cell, anomalies={"on_nan": action}) as one:
+        one.faults = [Fault("batch", "nan", exact=True, times=9)]
+        code = one.run("launch", one.recipe)
+        found = outcome(one, finish(one, code), reference)
+        return Outcome(**{**vars(found), "good": found.good and code == 0})
 
 
 @contextmanager
@@ -114,6 +130,7 @@ def cells() -> list[Cell]:
         for place in PLACES
     ]
     inside = "a hook of the tests, in rank 1 at step 25"
+    batch = "rank 1's loss of step 25, whenever it is computed"
     return [
         *found,
         Cell("loop", "a rank", "a rank in an endless loop", inside, partial(_died, "forward", "loop")),
@@ -124,5 +141,7 @@ def cells() -> list[Cell]:
         Cell("quota", "a rank", "CPU quota on one rank", "control group of 0.1 cores from step 25 on", _quota),
         Cell("nan", "numbers", "a weight becomes NaN", inside, partial(_numbers, "nan")),
         Cell("explosion", "numbers", "a weight becomes 1e30", inside, partial(_numbers, "1e30")),
-        Cell("flip", "numbers", "a flipped bit in the replica of one rank", inside, partial(_numbers, "flip")),
+        Cell("flip", "numbers", "a flipped bit in the replica of one rank", inside, _flipped),
+        Cell("nan-batch-skip", "numbers", "a batch gives NaN, `skip`", batch, partial(_batch, "skip")),
+        Cell("nan-batch-rollback", "numbers", "a batch gives NaN, `rollback`", batch, partial(_batch, "rollback")),
     ]

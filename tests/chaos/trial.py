@@ -20,6 +20,8 @@ STEPS = 40
 EVERY = 10
 # Faults happen in a step between two checkpoints.
 AT = 25
+# Events of what a run finds in its numbers.
+FOUND = ("anomaly", "replicas_differ")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Trial:
         began = self.fault_time(name)
         if began is None:
             return Measured()
-        failures = [line["time"] for line in self.lines("events.jsonl") if line["kind"] == "failure"]
+        failures = [line["time"] for line in self.lines("events.jsonl") if line["kind"] in ("failure", *FOUND)]
         attempts = [line for line in self.lines("events.jsonl") if line["kind"] == "attempt" and line["time"] > began]
         steps = [line for line in self.lines("metrics.jsonl") if "train/loss" in line]
         before = max((int(line["step"]) for line in steps if line["time"] <= began), default=0)

@@ -108,6 +108,7 @@ class Session:
             self.statistics,
             self.exploded,
             self._settle,
+            self.compare_replicas,
         )
         self.hooks.append(self.anomalies)
         compared = self.recipe.cluster.replicas.every > 0 and self.mesh.zero.size > 1

@@ -4,8 +4,8 @@ CHAOS_FAULTS holds a JSON list of faults, each {rank, step, place, act, marker, 
 which every rank writes what it consumed. Nothing of the package knows of this: its functions are wrapped as they are
 imported.
 
-Places: `data`, `forward`, `backward`, `update` (the optimizer), `result` of a step, `batch` (the rows of a step as they
-were made), `weights` (after a step), and `save:N` or `load:N`, the N-th operation on a file below checkpoints/.
+Places: `data`, `forward`, `backward`, `update` (the optimizer), `result` of a step, `batch` (its loss, before the
+gradient), `weights` (after a step), and `save:N` or `load:N`, the N-th operation on a file below checkpoints/.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ def into_step(module):
         return inner(name)
 
 
+def into_backward(module):
+    """A loss that is no number."""
+    into_step(module)
+
+    @wrap(module, "backward")
+    def _(inner, engine, loss):
+        return inner(engine, loss * float("nan") if due("batch") else loss)
+
+
 def into_loop(module):
     """The number of the step, and places around it."""
     into_step(module)
@@ -201,7 +210,7 @@ def into_spares(module):
 
 INTO = {
     "shardyard.launch.ray.spares": into_spares,
-    "shardyard.engine.step": into_step,
+    "shardyard.engine.step": into_backward,
     "shardyard.engine.loop": into_loop,
     "shardyard.engine.session": into_session,
     "shardyard.engine.checkpoint.checkpoint": into_checkpoint,

@@ -58,11 +58,13 @@ class AnomalyHook(Hook):
         statistics: RunningStatistics,
         exploded: Callable[[int, str], TrainingError],
         settle: Callable[[], None],
+        compare: Callable[[int], None],
     ) -> None:
-        """`exploded` makes the error of a run that ends; `settle` waits for a checkpoint that is being written."""
+        """`exploded` makes the error of a run that ends; `settle` waits for a checkpoint that is being written;
+        `compare` raises if ranks do not hold the same weights."""
         super().__init__()
         self._recipe, self._plan, self._mesh, self._folder, self._events = recipe, plan, mesh, folder, events
-        self._exploded, self._settle = exploded, settle
+        self._exploded, self._settle, self._compare = exploded, settle, compare
         settings = recipe.anomalies
         rollbacks: tuple[Rollback, ...] = mesh.from_first(read_rollbacks(folder) if mesh.is_first else ())
         self._skipped = skipped_steps(recipe.train.skip_steps) | {step for one in rollbacks for step in one.skipped}
@@ -92,10 +94,12 @@ class AnomalyHook(Hook):
         Raises:
             TrainingError: the run ends.
             RollbackError: it goes back to a checkpoint.
+            ReplicasError: the weights of a rank are wrong, not the batch.
         """
         found = seen.anomaly if seen.judged else self._policy.judge(step, seen.loss, seen.norm)
         if found is None:
             return
+        self._compare(step)
         if found.action == "stop":
             self._tell(found)
             self._wait()

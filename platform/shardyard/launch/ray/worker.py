@@ -47,8 +47,8 @@ def train_job(pickled: bytes, seat: Seat) -> Outcome:
 
 
 def rank_error(error: Exception, *, stepped: bool) -> RankError:
-    """Convert an error to a RankError. Out of memory, lost peers, network failures, server errors and failing memory
-    may be temporary; other errors of the platform itself are permanent, as are bugs that occur before the first step."""
+    """Convert an error to a RankError. Out of memory, lost peers, network failures, server errors and memory that flips
+    bits may be temporary; other errors of the platform itself are permanent, as are bugs before the first step."""
     text = _one_line(error)
     if not stepped and is_bug(error):
         return RankError(bug_in_words(text, socket.gethostname()), permanent=True)
