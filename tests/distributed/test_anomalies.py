@@ -23,7 +23,7 @@ from shardyard.engine.world import Rank
 from shardyard.errors import RollbackError, ShardyardError
 from shardyard.objectives.base import Measured
 from shardyard.replaced import replaced
-from shardyard.tracking.run.events import AnomalyFound, read_events
+from shardyard.tracking.run.events import AnomalyDocuments, AnomalyFound, read_events
 from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
