@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,3 +60,16 @@ def in_steps(value: float, steps: int, *, most: int | None = None) -> int:
 def decay_steps(fraction: float, steps: int) -> int:
     """The steps of the final decay of wsd."""
     return max(1, round(fraction * steps))
+
+
+def span_of(entry: int | str) -> range:
+    """The steps of an entry of train.skip_steps: `1200`, or `1500-1700` with both ends."""
+    if isinstance(entry, int):
+        return range(entry, entry + 1)
+    first, _, last = entry.partition("-")
+    return range(int(first), int(last) + 1)
+
+
+def skipped_steps(entries: Sequence[int | str]) -> frozenset[int]:
+    """All steps of the entries of train.skip_steps."""
+    return frozenset(step for entry in entries for step in span_of(entry))

@@ -15,7 +15,7 @@ KNOWN_PRIVATE = {"_attn_implementation", "_can_record_outputs", "_copy_recovery_
 KNOWN_PRIVATE |= {"_init_weights", "_is_autoep_layer", "_is_hf_initialized", "_set_model_specific_special_tokens"}
 KNOWN_PRIVATE |= {"_zero3_consolidated_16bit_state_dict"}
 KNOWN_PRIVATE |= {"_optimizer_states_and_gradient_swap_in", "_optimizer_states_and_gradient_swap_out"}
-KNOWN_PRIVATE |= {"_swappable_optimizer_subgroup"}
+KNOWN_PRIVATE |= {"_get_norm_groups", "_swappable_optimizer_subgroup"}
 
 
 def faults(source: str) -> Iterator[tuple[int, str]]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shardyard.errors import RecipeError
+from shardyard.recipe.lengths import skipped_steps
 from shardyard.recipe.rules.rules import check
-from shardyard.recipe.skipped import skipped_steps
 from support.tiny import tiny_recipe, write_corpus
 
 

@@ -20,8 +20,8 @@ from shardyard.engine.mesh import Mesh
 from shardyard.errors import RollbackError, ShardyardError, TrainingError
 from shardyard.planning.plan import RunPlan
 from shardyard.planning.stages import rows_planned
+from shardyard.recipe.lengths import skipped_steps
 from shardyard.recipe.schema import Recipe
-from shardyard.recipe.skipped import skipped_steps
 from shardyard.tracking.metrics.record import StepRecord
 from shardyard.tracking.run.events import AnomalyFound
 from shardyard.tracking.run.folder import RunFolder

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from shardyard.recipe.batching import training_steps
 from shardyard.recipe.fields import Path
+from shardyard.recipe.lengths import skipped_steps, span_of
 from shardyard.recipe.schema import Anomalies, Recipe
-from shardyard.recipe.skipped import skipped_steps, span_of
 
 Finding = tuple[Path, str]
 # More would not fit a message, nor be meant.
