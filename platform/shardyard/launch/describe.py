@@ -186,6 +186,8 @@ def _anomaly(event: AnomalyFound) -> str:
     name = "gradient norm" if event.signal == "grad_norm" else event.signal
     high = f", {number(event.score, '.1f')} deviations above {number(event.usual, '.4g')}" if event.usual else ""
     found = f"step {event.step}: the {name} is {event.value}{high}"
+    if event.action == "stop":
+        return f"{found}; the run ends"
     back = f"step {event.checkpoint_step}" if event.checkpoint_step else "the beginning"
     skipped = f"{', '.join(map(str, event.skipped))}" if event.skipped else str(event.step)
     done = {

@@ -16,6 +16,8 @@ from shardyard.planning.shortage import Shortage
 from shardyard.tracking.run import events
 from shardyard.tracking.run.events import (
     EVENTS,
+    AnomalyDocuments,
+    AnomalyFound,
     Attempt,
     AttemptFailed,
     Cause,
@@ -36,6 +38,7 @@ from shardyard.tracking.run.events import (
     OtherEvent,
     Placed,
     Recovered,
+    ReplicasDiffer,
     SourcesExhausted,
     StageBegun,
     Straggler,
@@ -110,6 +113,33 @@ ONE_OF_EACH: dict[str, tuple[str, Event]] = {
     "straggler": (
         "warning",
         Straggler(time=1.0, rank=1, host="h1", part="data", factor=2.5, part_seconds=0.5, others_seconds=0.1),
+    ),
+    "anomaly": (
+        "warning",
+        AnomalyFound(
+            time=1.0,
+            step=7,
+            what="spike",
+            signal="loss",
+            value="9.5",
+            usual=2.25,
+            score=14.5,
+            action="rollback",
+            count=2,
+            at_most=10,
+            first_row=48,
+            last_row=55,
+            skipped=(6, 7),
+            checkpoint_step=5,
+        ),
+    ),
+    "anomaly_documents": (
+        "notice",
+        AnomalyDocuments(time=1.0, step=7, rows=8, documents=20, named=("c4 a.jsonl:3 0123456789ab",), problem=""),
+    ),
+    "replicas_differ": (
+        "error",
+        ReplicasDiffer(time=1.0, step=7, ranks=(1,), compared_step=4, text="rank 1 differs from the 3 others"),
     ),
     "notice": ("notice", Notice(time=1.0, text="starting 2 Ray workers")),
 }
@@ -194,6 +224,22 @@ def test_all_events_of_the_package_are_written_and_read_through_the_registry() -
             ):
                 assert "events" not in ast.unparse(call), f"{name}:{call.lineno} goes around the registry"
     assert written == _subclasses()
+
+
+def test_anomalies_are_told_with_what_follows() -> None:
+    spike = ONE_OF_EACH["anomaly"][1]
+    assert isinstance(spike, AnomalyFound)
+    assert describe(spike) == (
+        "step 7: the loss is 9.5, 14.5 deviations above 2.25; back to step 5, then the batches of 6, 7 are skipped "
+        "(2 of at most 10; rows 48 to 55)"
+    )
+    nan = AnomalyFound(step=7, what="nan", signal="grad_norm", value="nan", action="skip", count=1, at_most=10)
+    assert describe(nan) == "step 7: the gradient norm is nan; its batch is skipped (1 of at most 10)"
+    assert describe(replace(nan, action="stop")) == "step 7: the gradient norm is nan; the run ends"
+    assert describe(ONE_OF_EACH["anomaly_documents"][1]) == (
+        "documents of step 7: c4 a.jsonl:3 0123456789ab (and 19 more)"
+    )
+    assert describe(AnomalyDocuments(step=7, problem="gone")) == "documents of step 7 are not known: gone"
 
 
 @pytest.mark.parametrize(("line", "event", "words"), BEFORE)
