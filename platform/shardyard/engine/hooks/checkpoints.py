@@ -125,9 +125,9 @@ class CheckpointHook(Hook):
         if self.saved_step == step:
             return
         self._may_write()
+        self._verify(step)
         spoiled = self._checkpointer.spoiled_weights()
         if spoiled:
             raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
-        self._verify(step)
         self._begun_step = step
         self._checkpointer.begin(*self._state(step))
