@@ -212,7 +212,7 @@ def test_the_documents_of_the_batch_are_told(runs: dict[str, Found]) -> None:
     assert {one.step, other.step} == {NAN, SPIKE}
     assert one.rows == ours.recipe.train.global_batch
     assert len(one.named) == min(16, one.documents or 0) > 4
-    assert all(re.search(r" corpus-400-0\.jsonl:\d+ [0-9a-f]{12}$", name) for name in one.named), one.named
+    assert all(re.search(r"^/\S+/corpus-400-0\.jsonl:\d+ [0-9a-f]{12}$", name) for name in one.named), one.named
     first = found(ours)[0]
     assert (first.first_row, first.last_row) == (48, 55)
 

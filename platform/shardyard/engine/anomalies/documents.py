@@ -57,4 +57,5 @@ class AnomalyDocumentsFinder:
 
 def _name(part: DocumentPart) -> str:
     """Source, place, and the start of the hash of the content."""
-    return f"{part['source']} {part['file']}:{part['file_row']} {part['sha256'][:12]}"
+    source = "" if part["source"] in part["file"] else f"{part['source']} "
+    return f"{source}{part['file']}:{part['file_row']} {part['sha256'][:12]}"

@@ -58,15 +58,19 @@ def newest_before(folder: RunFolder, first: int, step: int, what: str) -> int:
     Args:
         what: the observation, such as `the loss is nan at step 12`.
     """
-    losses = _losses(folder)
+    losses, passed = _losses(folder), []
     for path in reversed(files.committed_checkpoints(folder.checkpoints)):
         at = files.step_of(path)
         # Without a loss in between, the batch of the step is the cause, not the weights.
         spoiled = any(at < other < step for other in losses) and is_spoiled(losses, at, step)
         if at >= first or spoiled:
             files.mark(path, good=False, why=f"the run went back to before it ({what})")
+            passed.append(path)
         elif _is_good(path):
             return at
+    # A run with checkpoints that are all bad does not start from the beginning by itself.
+    for path in passed:
+        files.put_by(path)
     return 0
 
 
