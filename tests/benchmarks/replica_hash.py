@@ -31,8 +31,8 @@ def seconds(work: Callable[[], object], device: torch.device, times: int) -> flo
 def main() -> int:
     """Print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("layers", 12), ("width", 768), ("rows", 8), ("length", 512)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("--layers", 12), ("--width", 768), ("--rows", 8), ("--length", 512)):
+        parser.add_argument(name, type=int, default=value)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
