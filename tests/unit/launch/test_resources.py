@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+import ray
 
-from shardyard.errors import HardwareError
+from shardyard.errors import HardwareError, ShardyardError
 from shardyard.launch.describe import wait_in_words
+from shardyard.launch.ray import quirks
+from shardyard.launch.ray.cluster import RayCluster
 from shardyard.launch.ray.resources import Resources
 from shardyard.planning.placement import Amount, Demand, Node, Placement
 from shardyard.planning.shortage import Shortage
@@ -148,3 +151,12 @@ def test_a_run_that_waits_can_be_stopped() -> None:
     scene = Scene([node(0)])
     assert scene.room(stopped=lambda: scene.now >= 5).wait() is None
     assert scene.now == 5
+
+
+def test_a_local_ray_without_its_node_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its raylet died; in a cluster that a person named, another node may come."""
+    monkeypatch.setattr(quirks, "free_resources", dict)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": False, "Resources": {}}])
+    assert RayCluster("10.0.0.1:6379").nodes() == []
+    with pytest.raises(ShardyardError, match="the Ray of this run has died"):
+        RayCluster(None).nodes()

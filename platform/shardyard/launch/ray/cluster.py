@@ -44,13 +44,23 @@ class RayCluster:
         return any(_NODE_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
 
     def nodes(self) -> list[Node]:
-        """The living nodes, with total and free resources."""
+        """The living nodes, with total and free resources.
+
+        Raises:
+            ShardyardError: the only node of a local Ray is dead, and no other will come.
+        """
         free = quirks.free_resources()
-        return [
+        found = [
             Node(node["NodeID"], _amount(node["Resources"]), _amount(free.get(node["NodeID"], {})))
             for node in ray.nodes()
             if node["Alive"]
         ]
+        if not found and not self.named:
+            raise ShardyardError(
+                "the Ray of this run has died (its raylet, on this machine: `dmesg -T` tells whether memory ran out). "
+                "`shardyard resume RUN` starts another and continues from the newest checkpoint."
+            )
+        return found
 
     @property
     def gpus(self) -> float:
