@@ -11,14 +11,15 @@ from pathlib import Path
 
 from chaos.box import Box
 from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
-from chaos.trial import Fault, Measured, Trial, trial
+from chaos.trial import EVERY, Fault, Measured, Trial, trial
 from support.forged import forge, with_code
 
 # One of them is in what a run says of its disk.
 WORDS = ("Error", "failed", "disk is full", "not be written")
 FULL, IO_ERROR, READ_ONLY = 28, 5, 30
-# Every operation of a save, as long as there are not more; a run that needs fewer ignores the others.
-MOST_OPERATIONS = 60
+# Every operation of a save of ranks 0 and 1; numbers that do not occur are ignored.
+MOST_OPERATIONS = (30, 12)
+LONG_SECONDS = 1500.0
 
 
 def _flip(path: Path) -> None:
@@ -147,15 +148,17 @@ def _disk(kind: type[_Full | _ReadOnly], where: Where) -> Outcome:
 
 
 def _operations(where: Where) -> Outcome:
-    """Each operation on files of a save once: the rank dies before it, the run goes on, the next save dies later."""
+    """The rank dies before each operation on files of a save, once in each of many saves; the run goes on each time."""
+    places = [(rank, number) for rank, most in enumerate(MOST_OPERATIONS) for number in range(1, most + 1)]
     faults = [
-        Fault(f"save:{number}", "signal:SIGKILL", rank=rank, step=1, name=f"operation-{rank}-{number}")
-        for rank in (0, 1)
-        for number in range(1, MOST_OPERATIONS + 1)
+        Fault(f"save:{number}", "signal:SIGKILL", rank=rank, step=EVERY * save, name=f"operation-{rank}-{number}")
+        for save, (rank, number) in enumerate(places, 1)
     ]
-    reference = where.reference()
-    with trial(where.cell, cluster={"max_failures": 1000}) as one:
-        one.faults = faults
+    steps = EVERY * (len(faults) + 2)
+    longer = {"train": {"steps": steps}, "evaluate": {"every": steps}, "cluster": {"max_failures": 1000}}
+    reference = where.reference(**longer)
+    with trial(where.cell, **longer) as one:
+        one.faults, one.patience_seconds = faults, LONG_SECONDS
         one.variables = {"CHAOS_SPARES_AFTER": "0"}
         code = one.run("launch", one.recipe)
         count = len(list((one.box.folder / "marks").glob("operation-*")))

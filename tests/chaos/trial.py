@@ -15,6 +15,7 @@ from typing import Any
 from chaos.box import Box, box
 from support.cli import Command, write_recipe
 from support.tiny import write_corpus
+from support.waiting import PATIENCE_SECONDS
 
 STEPS = 40
 EVERY = 10
@@ -74,6 +75,7 @@ class Trial:
     variables: dict[str, str] = field(default_factory=dict)
     output: list[str] = field(default_factory=list)
     code: int = 0
+    patience_seconds: float = PATIENCE_SECONDS
 
     @property
     def runs(self) -> Path:
@@ -89,7 +91,7 @@ class Trial:
     def run(self, *arguments: object, **variables: str) -> int:
         """Run a command to its end; returns its exit code."""
         with self.start(*arguments, **variables) as command:
-            code, output = command.finish()
+            code, output = command.finish(self.patience_seconds)
         self.output.append(output)
         return code
 
