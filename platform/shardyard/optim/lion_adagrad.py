@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shardyard.optim.eight_bits import adamw_8bit
+from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.schema import Optimizer as Settings
 
 
@@ -84,8 +86,10 @@ class Adagrad(Elementwise):
         parameter.addcdiv_(gradient, buffer.sqrt().add_(group["eps"]), value=-group["lr"])
 
 
-def client_optimizer(settings: Settings) -> Callable[[Any], Optimizer]:
-    """A function from parameter groups to the optimizer that the recipe names, Lion or Adagrad."""
+def client_optimizer(settings: Settings, device: torch.device) -> Callable[[Any], Optimizer]:
+    """A function from parameter groups to the optimizer that the recipe names: Lion, Adagrad, or AdamW in 8 bits."""
+    if settings.name in EIGHT_BITS:
+        return lambda groups: adamw_8bit(groups, settings, device)
     if settings.name == "lion":
         betas = (settings.betas[0], settings.betas[1])
         return lambda groups: Lion(groups, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from shardyard.planning.offload import SWAP_BUFFERS, sub_group_size
 from shardyard.planning.reduction import accumulation_type, bucket_elements, prefetch_elements
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
+from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
 from shardyard.recipe.tensor_plans import TENSOR_PLANS
@@ -168,8 +169,8 @@ def _expert_parallel(recipe: Recipe) -> dict[str, object]:
 
 
 def _optimizer(optimizer: Optimizer, zero: Zero, *, gpu: bool) -> dict[str, object] | None:
-    """DeepSpeed's `optimizer` section; None for an optimizer of `optim/lion_adagrad.py`."""
-    if optimizer.name in ("lion", "adagrad") and not zero.offload_optimizer:
+    """DeepSpeed's `optimizer` section; None for an optimizer of `optim/`."""
+    if optimizer.name in EIGHT_BITS or (optimizer.name in ("lion", "adagrad") and not zero.offload_optimizer):
         return None
     name, parameters = _OPTIMIZERS[optimizer.name](optimizer)
     parameters = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **parameters}

@@ -12,6 +12,7 @@ from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes,
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed, isolation_of
 from shardyard.recipe.mesh import MeshShape
+from shardyard.recipe.optimizers import EIGHT_BITS, eight_bit_bytes
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
 
@@ -69,7 +70,7 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     gradients = BYTES[accumulation_type(recipe)] * (count - (elsewhere if stage < 2 else 0))
     # ZeRO keeps an fp32 master copy of its partition even if the parameters are fp32.
     master = 4 * count if stage or width == 2 else 0
-    optimizer = master + 4 * _states_per_parameter(recipe.optimizer) * count
+    optimizer = master + _state_bytes(recipe.optimizer, count)
     if stage >= 1:
         optimizer //= mesh.zero
     if stage >= 2:
@@ -192,6 +193,11 @@ def _mask_of_shared_rows(recipe: Recipe, mesh: MeshShape, micro_batch: int) -> i
 
 def _parameter_bytes(recipe: Recipe) -> int:
     return 4 if precision_of(recipe) == "fp32" else 2
+
+
+def _state_bytes(optimizer: Optimizer, weights: int) -> int:
+    """Bytes of what the optimizer keeps for so many weights."""
+    return eight_bit_bytes(weights) if optimizer.name in EIGHT_BITS else 4 * weights * _states_per_parameter(optimizer)
 
 
 def _states_per_parameter(optimizer: Optimizer) -> int:

@@ -28,12 +28,14 @@ from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.mixture.stages import Span, StageOrderError, spans_of, stage_recipes, stage_weights
 from shardyard.recipe.mixture.weights import lacks_sizes
+from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.rules.sizes import sizes_of
 from shardyard.recipe.schema import Precision, Recipe
 from shardyard.units import format_count, parse_seconds
 
 # What a way to isolate documents means for the rows, after the reason for it.
+_EIGHT_BITS = "2 bytes a weight and a scale for each 256, by bitsandbytes; resumes at the same ranks and ZeRO stage"
 _HINTS: dict[Isolation, str] = {
     "positions": "",
     "mask": "; so each row gets a mask of its documents",
@@ -173,6 +175,8 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
         reasons["sizes"] = f"; with the same global batches also on {', '.join(smaller) or 'no others'}"
     rank_rows = rows_per_rank(recipe, mesh)
     _check_shared_gpus(recipe, world)
+    if recipe.optimizer.name in EIGHT_BITS:
+        reasons["optimizer"] = f"{recipe.optimizer.name}: {_EIGHT_BITS}"
     if recipe.loss.z_loss:
         reasons["z_loss"] = f"{recipe.loss.z_loss:g} × mean (log Z)²: of target tokens, beside their loss, in training"
     reasons["rows_per_rank"] = f"{recipe.train.global_batch} rows / {mesh.data} ranks"

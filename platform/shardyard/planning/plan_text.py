@@ -88,6 +88,9 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
     yield "micro-batch", str(plan.micro_batch), why["micro_batch"]
     if plan.logits_chunk:
         yield "logits", f"of {plan.logits_chunk} tokens at a time", why["logits_chunk"]
+    if "optimizer" in why:
+        name, _, explained = why["optimizer"].partition(": ")
+        yield "optimizer", name, explained
     if "z_loss" in why:
         weighted, _, explained = why["z_loss"].partition(": ")
         yield "z-loss", weighted, explained

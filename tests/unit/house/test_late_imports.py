@@ -53,6 +53,7 @@ LATE = {
     "models/adapters/nf4.py": "bitsandbytes is an extra",
     "models/kernels.py": "transformers imports its trainer and peft with it, and peft bitsandbytes",
     "models/quirks.py": "peft takes half a second, which only adapters need",
+    "optim/eight_bits.py": "bitsandbytes is an extra",
     "recipe/seen_columns.py": "pyarrow takes a tenth of a second, which only Parquet files need",
     "recipe/seen_values.py": "pyarrow takes a tenth of a second, which only Parquet files need",
     "tracking/wandb/": "wandb takes half a second, which runs without it spare",

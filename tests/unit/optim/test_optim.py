@@ -153,7 +153,7 @@ def test_a_recipe_names_its_optimizer(name: Any) -> None:
     settings = Optimizer(name=name, lr=0.02, weight_decay=0.1, betas=[0.8, 0.9], eps=1e-6)
     decayed, other = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
     groups = [{"params": [decayed], "weight_decay": 0.1}, {"params": [other], "weight_decay": 0.0}]
-    optimizer = client_optimizer(settings)(groups)
+    optimizer = client_optimizer(settings, torch.device("cpu"))(groups)
     assert type(optimizer) is {"lion": Lion, "adagrad": Adagrad}[name]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert {group["lr"] for group in optimizer.param_groups} == {0.02}
@@ -165,7 +165,7 @@ def test_a_recipe_names_its_optimizer(name: Any) -> None:
 
 def test_an_optimizer_of_deepspeeds_is_none_of_ours() -> None:
     with pytest.raises(AssertionError, match="adamw"):
-        client_optimizer(Optimizer(name="adamw", lr=0.1))
+        client_optimizer(Optimizer(name="adamw", lr=0.1), torch.device("cpu"))
 
 
 def test_a_weight_without_a_gradient_stays_and_a_state_travels() -> None:

@@ -237,7 +237,17 @@ def _is_like(weight: Tensor, key: str, state: Tensor) -> bool:
 def _parted(
     state: Any, whole: Callable[[str, Tensor], bool] = lambda _, tensor: tensor.dim() > 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int]]:
-    """The states of an optimizer that have a value for each weight, which flat ones have, and single numbers."""
+    """The states of an optimizer that have a value for each weight, which flat ones have, and single numbers.
+
+    Raises:
+        CheckpointError: the states are in 8 bits, of blocks that another split of the weights does not have.
+    """
+    if any(isinstance(value, Mapping) for value in state.values()):
+        raise CheckpointError(
+            "the optimizer states of this checkpoint are in 8 bits, with a scale for each block of a rank's share of "
+            "the weights; resume with the number of workers and the zero.stage that wrote it, or start a new run from "
+            "its weights (model.pretrained: run:NAME)"
+        )
     values = {key: value for key, value in state.items() if isinstance(value, Tensor | int)}
     found = {key: value for key, value in values.items() if isinstance(value, Tensor) and whole(key, value)}
     return found, {key: value for key, value in values.items() if key not in found}

@@ -35,6 +35,7 @@ from shardyard.models.kernels import use_liger
 from shardyard.models.mlp_chunks import chunk_mlps
 from shardyard.models.outside import OutsideModel
 from shardyard.models.pretrained import Loaded, freeze
+from shardyard.models.quirks import quiet_kernels
 from shardyard.models.slices.quirks import WholeNeededError
 from shardyard.models.vocabulary import Resized
 from shardyard.objectives.registry import objective_spec
@@ -68,6 +69,7 @@ def start_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     quirks.compile_no_operation()
     quirks.compile_beside_others(report)
+    quiet_kernels()
     quirks.import_muon(compiled=recipe.optimizer.name == "muon")
     # torch.distributed is already initialised; this only makes DeepSpeed use it.
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
@@ -89,7 +91,7 @@ def start_engine(
         model=model,
         mpu=groups,
         model_parameters=parameter_groups(model, recipe.optimizer.weight_decay, lr_of_b(recipe)),
-        optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer),
+        optimizer=None if "optimizer" in plan.deepspeed else client_optimizer(recipe.optimizer, mesh.device),
         config=plan.deepspeed if folder is None else in_folder(plan.deepspeed, folder.path),
         dist_init_required=False,
     )

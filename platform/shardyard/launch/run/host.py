@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from shardyard import hardware
 from shardyard.async_io import missing_for_async_io
 from shardyard.errors import Problem, RecipeError
+from shardyard.extras import install_command, missing
+from shardyard.recipe.optimizers import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 from shardyard.recipe.rules.rules import NO_FLASH_ON_CPU
 from shardyard.recipe.schema import Recipe
 
@@ -25,8 +27,12 @@ def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> N
         RecipeError: they do not.
     """
     problems = [] if gpu else list(_on_cpu(recipe))
-    if recipe.zero.offload_optimizer == "nvme" and (missing := missing_for_async_io()) is not None:
-        problems.append(Problem("", "zero.offload_optimizer", f"nvme reads and writes with libaio: {missing}"))
+    if recipe.zero.offload_optimizer == "nvme" and (lacking := missing_for_async_io()) is not None:
+        problems.append(Problem("", "zero.offload_optimizer", f"nvme reads and writes with libaio: {lacking}"))
+    name = recipe.optimizer.name
+    if name in EIGHT_BITS and missing("bitsandbytes"):
+        how = install_command("quantize")
+        problems.append(Problem("", "optimizer.name", f"{name} needs bitsandbytes, which is not installed: `{how}`"))
     if problems:
         raise RecipeError(source, problems)
 
@@ -37,3 +43,5 @@ def _on_cpu(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("", "train.precision", message)
     if recipe.model.attention == "flash_attention_2":
         yield Problem("", "model.attention", NO_FLASH_ON_CPU)
+    if recipe.optimizer.name in PAGED:
+        yield Problem("", "optimizer.name", NO_PAGES_ON_CPU)

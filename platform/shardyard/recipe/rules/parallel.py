@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from shardyard.recipe import families
 from shardyard.recipe.fields import Path
 from shardyard.recipe.mesh import size_problem
+from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.rules.model import Sizes, effective_config
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.tensor_plans import SEQUENCE_FAMILIES, TENSOR_PLANS
@@ -66,7 +67,9 @@ def _tensor(recipe: Recipe) -> Iterator[Finding]:
     if recipe.model.freeze:
         yield ("model", "freeze"), "is not tested with parallel.tensor; remove it, or set parallel.tensor to 1"
     if recipe.optimizer.name not in _ELEMENTWISE:
-        why = f"{recipe.optimizer.name} needs whole matrices, which parallel.tensor splits"
+        name, eight = recipe.optimizer.name, recipe.optimizer.name in EIGHT_BITS
+        why = f"{name} needs whole matrices, which parallel.tensor splits"
+        why = f"{name} is not tested with parallel.tensor" if eight else why
         yield ("optimizer", "name"), f"{why}; use one of {', '.join(_ELEMENTWISE)}"
 
 

@@ -18,6 +18,7 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
 from shardyard.recipe.mixture.stages import stage_recipes
+from shardyard.recipe.optimizers import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 from shardyard.recipe.rules.anomalies import anomaly_rules
 from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
@@ -43,8 +44,8 @@ Finding = tuple[Path, str]
 
 # The optimizers and schedules that use a setting; for others it would have no effect.
 _OPTIMIZER_FIELDS = {
-    "betas": ("adamw", "adam", "lion", "muon"),
-    "eps": ("adamw", "adam", "adagrad", "rmsprop", "muon"),
+    "betas": ("adamw", "adam", "lion", "muon", *EIGHT_BITS),
+    "eps": ("adamw", "adam", "adagrad", "rmsprop", "muon", *EIGHT_BITS),
     "momentum": ("sgd", "rmsprop", "muon"),
     "nesterov": ("sgd",),
     "alpha": ("rmsprop",),
@@ -144,6 +145,9 @@ def _optimizer(recipe: Recipe) -> Iterator[Finding]:
             yield ("optimizer", name), (f"does nothing for {optimizer.name}, only for {', '.join(owners)}; remove it")
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield ("optimizer", "nesterov"), "needs momentum above 0; set optimizer.momentum, 0.9 for example"
+    on_cpus = recipe.cluster.gpus_per_worker == 0
+    if optimizer.name in PAGED and on_cpus:
+        yield ("optimizer", "name"), NO_PAGES_ON_CPU
     if any(not 0 <= beta < 1 for beta in optimizer.betas):
         yield ("optimizer", "betas"), f"must be at least 0 and less than 1 each, got {optimizer.betas}"
 

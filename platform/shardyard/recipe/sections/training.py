@@ -10,7 +10,7 @@ from shardyard.recipe.lengths import StepsOrShare
 from shardyard.recipe.sections.base import BYTES_PATTERN, REQUIRED, Section, described
 
 Precision = Literal["fp32", "bf16", "fp16"]
-OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon"]
+OptimizerName = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion", "muon", "adamw_8bit", "paged_adamw_8bit"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse_sqrt", "step", "exponential", "wsd"]
 
 
@@ -64,7 +64,11 @@ class Train(Section):
 
 
 class Optimizer(Section):
-    name: OptimizerName = described("adamw", "Optimizer.")
+    name: OptimizerName = described(
+        "adamw",
+        "Optimizer. adamw_8bit has states in 8 bits, by bitsandbytes (Dettmers et al. 2022); paged_adamw_8bit keeps "
+        "them in pages that a full GPU moves to the host.",
+    )
     lr: float = described(REQUIRED, "Peak learning rate, which the schedule scales.", gt=0.0)
     weight_decay: float = described(
         0.0,
@@ -73,7 +77,7 @@ class Optimizer(Section):
         ge=0.0,
     )
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = described(
-        [0.9, 0.95], "Decay rates of the running averages (adam, adamw, lion, muon's AdamW part)."
+        [0.9, 0.95], "Decay rates of the running averages (adam, adamw in 32 or 8 bits, lion, muon's AdamW part)."
     )
     eps: float = described(1e-8, "Term in the denominator for numerical stability.", gt=0.0)
     momentum: float = described(0.9, "Momentum of sgd, rmsprop and muon.", ge=0.0, lt=1.0)
