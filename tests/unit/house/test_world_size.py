@@ -30,7 +30,7 @@ MAY_SAY_IT = {
         "engine/inference/run_ledger.py",
         "engine/session.py",
         "launch/run/driver.py",
-    "launch/run/carry_out.py",
+        "launch/run/carry_out.py",
         "launch/run/create.py",
         "launch/run/progress.py",
         "tracking/run/events.py",
