@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from chaos.box import Box
 from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
 from chaos.trial import EVERY, Fault, Measured, Trial, trial
-from support.forged import forge, with_code
+from support.forged import forge, to_first_layout, with_code
 
 # One of them is in what a run says of its disk.
 WORDS = ("Error", "failed", "disk is full", "not be written")
@@ -71,7 +73,10 @@ def _malicious(where: Where) -> Outcome:
         one.pause()
         trace, checkpoint = one.box.folder / "executed", newest(one)
         step = int(checkpoint.name.removeprefix("step-")) - 10
-        forge(checkpoint, "engine/evil.pt", with_code({}, trace))
+        # Files of today's format cannot hold code; those of the first one could.
+        victim = max((to_first_layout(checkpoint) / "engine").iterdir(), key=lambda path: path.stat().st_size)
+        states = torch.load(victim, weights_only=False)
+        forge(checkpoint, f"engine/{victim.name}", with_code(states, trace))
         code = one.run("resume", "latest")
         refused = one.output[-1].strip().splitlines()[-1] if code else "it was not read"
         if code:
@@ -176,7 +181,13 @@ def cells() -> list[Cell]:
             Cell(f"checkpoint-{name}", "files", f"a file {name}", newest_file, partial(_damaged, damage))
             for name, damage in damages.items()
         ),
-        Cell("checkpoint-code", "files", "malicious pickle in a checkpoint", "with a matching manifest", _malicious),
+        Cell(
+            "checkpoint-code",
+            "files",
+            "malicious pickle in a checkpoint",
+            "of the first format, with a matching manifest",
+            _malicious,
+        ),
         *(
             Cell(
                 f"save-error-{number}",
