@@ -33,6 +33,8 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(head: dict[str, str], tm
         tmp_path,
         write_corpus(tmp_path),
         model={"dropout": 0.0},
+        # A higher rate makes more of the rounding of sums in another order.
+        optimizer={"lr": 3e-4},
         train={"steps": 100000, "precision": "fp32"},
         checkpoint={"every": 10},
         evaluate={"every": 100000},

@@ -27,7 +27,7 @@ class ContentHash:
         generator = torch.Generator().manual_seed(16)
         factors = torch.randint(-(1 << 62), 1 << 62, (COLUMNS,), generator=generator, dtype=torch.int64)
         self._columns = (factors * 2 + 1).to(device)
-        self._products = torch.empty(_ROWS.get(device.type, 512), COLUMNS, dtype=torch.int64, device=device)
+        self._rows = _ROWS.get(device.type, 512)
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
     def __call__(self, tensors: Iterable[Tensor]) -> Tensor:
@@ -41,15 +41,14 @@ class ContentHash:
 
     def _of(self, matrix: Tensor) -> Tensor:
         """The hash of R rows of integers [R, 512]."""
-        step = len(self._products)
-        sums = [self._row_sums(matrix[at : at + step]) for at in range(0, len(matrix), step)]
+        # Not kept: at the peak of a step, in the backward pass, nothing is hashed.
+        products = torch.empty(min(self._rows, len(matrix)), COLUMNS, dtype=torch.int64, device=matrix.device)
+        sums = [self._row_sums(part, products) for part in torch.split(matrix, self._rows)]
         rows = torch.cat(sums) if len(sums) > 1 else sums[0]
         return rows.mul_(torch.arange(1, 2 * len(rows), 2, device=rows.device)).sum()
 
-    def _row_sums(self, rows: Tensor) -> Tensor:
-        products = self._products[: len(rows)]
-        torch.mul(rows, self._columns, out=products)
-        return products.sum(1)
+    def _row_sums(self, rows: Tensor, products: Tensor) -> Tensor:
+        return torch.mul(rows, self._columns, out=products[: len(rows)]).sum(1)
 
 
 def _matrices(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
