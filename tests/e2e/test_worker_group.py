@@ -54,7 +54,7 @@ def test_a_rank_that_hangs_does_not_hold_the_others_and_is_ended() -> None:
         os.kill(pids[1], signal.SIGSTOP)
         # What is no job fails at once, and rank 1 never answers.
         with pytest.raises(WorkersFailedError) as caught:
-            group.train(b"")
+            group.train(b"", lambda: None)
     assert list(caught.value.errors) == [0]
     assert failure_of(caught.value.errors, lambda rank, text: text) == Failure(
         {"EOFError: Ran out of input": (0,)}, permanent=False
@@ -120,7 +120,7 @@ def test_spares_take_the_places_of_ranks_that_failed(monkeypatch: pytest.MonkeyP
         group.join(before, 60.0)
         os.kill(before[1].pid, signal.SIGSTOP)
         with pytest.raises(WorkersFailedError):
-            group.train(b"")
+            group.train(b"", lambda: None)
         assert group.has_spares
         group.end_ranks()
         after = group.replace()
@@ -128,6 +128,6 @@ def test_spares_take_the_places_of_ranks_that_failed(monkeypatch: pytest.MonkeyP
         assert [member.node for member in after] == [member.node for member in before]
         group.join(after, 60.0)
         with pytest.raises(WorkersFailedError) as caught:
-            group.train(b"")
+            group.train(b"", lambda: None)
         assert sorted(caught.value.errors) == [0, 1]
     nothing_is_left([member.pid for member in (*before, *after)])

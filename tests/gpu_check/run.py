@@ -74,7 +74,9 @@ def _begin_again(gpus: int) -> None:
     """This command in a process that sees simulated GPUs; does not return."""
     from support.rehearsal import environment
 
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment(gpus)})
+    # Simulated GPUs are hidden as real ones are.
+    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**inherited, **environment(gpus)})
 
 
 def _parser() -> argparse.ArgumentParser:
