@@ -53,7 +53,7 @@ def test_the_hooks_of_the_page_train_and_keep_their_state(place: Path) -> None:
     job = tiny_job(recipe, place / "runs", until=3)
     assert run_ranks(1, carry_out, job) == ["paused"]
     (saved,) = job.folder.checkpoints.glob("step-*")
-    assert json.loads((saved / "trainer.json").read_text())["hooks"] == {"converged": {"below": 3}}
+    assert json.loads((saved / "trainer.json").read_text())["hooks"]["converged"] == {"below": 3}
 
     resumed = Job(recipe, job.plan, job.folder)
     assert run_ranks(1, carry_out, resumed) == ["finished"]
