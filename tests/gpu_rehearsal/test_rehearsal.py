@@ -42,6 +42,7 @@ _SNAPSHOT = "tensors are in host memory here; tests/unit/engine/test_snapshot.py
 _OUTSIDE = "texts of a custom module; tests/unit/models/test_outside.py makes them"
 _RECORDER = "the record of a real NCCL; tests/unit/tracking/watch reads one"
 _SLURM = "a real Slurm, whose partition claims GPUs: tests/e2e/test_slurm.py"
+_SKIPPED = "numbers of a simulated GPU come from the CPU: tests/distributed/test_anomalies.py skips batches there"
 EXCEPTIONS = {
     ("cli/commands/plan.py", "if gpu is None:"): _PURE,
     ("cli/commands/plan.py", "_refuse_without_gpu(gpus=gpus, per_node=per_node, network=network, price=price)"): _PURE,
@@ -69,6 +70,22 @@ EXCEPTIONS = {
     ("planning/forecast/hardware.py", "if gpus > each and network is None:"): _PURE,
     ("planning/forecast/hardware.py", "raise UsageError("): _PURE,
     ("planning/host_memory.py", "each += memory.parameters_bytes + (0 if gpu else memory.optimizer_bytes)"): _PURE,
+    ("planning/host_memory.py", "each += copy_bytes(recipe, memory) - (memory.optimizer_bytes if gpu else 0)"): _PURE,
+    ("planning/saving.py", "if not gpu and device_bytes is not None and needed > device_bytes:"): _PURE,
+    (
+        "planning/saving.py",
+        (
+            'return False, f"a copy of {copy} beside training needs {format_bytes(needed)} of '
+            '{format_bytes(device_bytes)}"'
+        ),
+    ): _PURE,
+    ("planning/saving.py", 'where = "pinned host memory" if gpu else "memory"'): _PURE,
+    (
+        "engine/anomalies/guard.py",
+        'cuda = torch.cuda.get_rng_state(self._mesh.device) if self._mesh.device.type == "cuda" else None',
+    ): _SKIPPED,
+    ("engine/anomalies/guard.py", "if cuda is not None:"): _SKIPPED,
+    ("engine/anomalies/guard.py", "torch.cuda.set_rng_state(cuda, self._mesh.device)"): _SKIPPED,
     ("planning/search/search.py", "while (gpus := 2 * gpus) <= most:"): _PURE,
     ("planning/search/search.py", "found = least([way for way in ways(plain, gpus) if way.fits])"): _PURE,
     ("models/checkpointing.py", "stream.wait_stream(torch.cuda.current_stream(tensor.device))"): _COPIES,

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from shardyard.errors import HardwareError
 from shardyard.extras import require
-from shardyard.recipe.optimizers import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 from shardyard.recipe.schema import Optimizer as Settings
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 
 _STATES = ("state1", "state2")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shardyard.optim.eight_bits import adamw_8bit
-from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.schema import Optimizer as Settings
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS
 
 
 class Elementwise(Optimizer):

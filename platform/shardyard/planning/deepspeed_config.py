@@ -12,9 +12,9 @@ from collections.abc import Callable
 from shardyard.planning.offload import SWAP_BUFFERS, sub_group_size
 from shardyard.planning.reduction import accumulation_type, bucket_elements, prefetch_elements
 from shardyard.recipe.expert_presets import EXPERT_PRESETS
-from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe, Zero
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS
 from shardyard.recipe.tensor_plans import TENSOR_PLANS
 
 

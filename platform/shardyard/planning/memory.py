@@ -12,9 +12,9 @@ from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes,
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed, isolation_of
 from shardyard.recipe.mesh import MeshShape
-from shardyard.recipe.optimizers import EIGHT_BITS, eight_bit_bytes
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Optimizer, Recipe
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS, eight_bit_bytes
 
 # 4 bits, plus one fp32 scale for each block of 64 weights; 8 bits, with a scale for each row, which is not counted.
 QUANTIZED_BYTES_PER_WEIGHT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}

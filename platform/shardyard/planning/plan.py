@@ -28,10 +28,10 @@ from shardyard.recipe.lengths import in_steps
 from shardyard.recipe.mesh import MeshShape, mesh_shape
 from shardyard.recipe.mixture.stages import Span, StageOrderError, spans_of, stage_recipes, stage_weights
 from shardyard.recipe.mixture.weights import lacks_sizes
-from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.precision import Bf16, choose_precision, with_precision
 from shardyard.recipe.rules.sizes import sizes_of
 from shardyard.recipe.schema import Precision, Recipe
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS
 from shardyard.units import format_count, parse_seconds
 
 # What a way to isolate documents means for the rows, after the reason for it.

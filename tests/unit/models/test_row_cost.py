@@ -140,7 +140,6 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block() -> None:
 @pytest.mark.parametrize(
     ("name", "logits"),
     [
-        ("bert/base", 512 * 30522),
         ("seq2seq/t5-base", 512 * 32128),
         ("speech/whisper-tiny", 448 * 51865),
         ("vision/vit-b16", 1000),
@@ -151,6 +150,12 @@ def test_logits_are_in_the_memory(name: str, logits: int) -> None:
     """In bf16 as the model gives them and in fp32 for the loss, each with its gradient."""
     plan = planned(name).plan
     assert plan.memory.logits_bytes == 2 * plan.micro_batch * logits * (2 + 4)
+
+
+def test_of_hidden_tokens_alone_the_loss_takes_logits() -> None:
+    plan, logits = planned("bert/base").plan, 512 * 30522
+    of_a_row = logits * (0.15 * 2 * (2 + 4) + 2)
+    assert plan.memory.logits_bytes == pytest.approx(plan.micro_batch * of_a_row, rel=1e-6)
 
 
 def test_the_module_is_left_without_hooks() -> None:

@@ -20,9 +20,9 @@ from shardyard.planning.plan import World, make_plan
 from shardyard.planning.plan_text import rows
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.recipe.mesh import data_mesh
-from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Optimizer, Recipe
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS
 from support.measured import GPT2
 from support.tiny import CONFIGS
 

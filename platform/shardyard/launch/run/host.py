@@ -11,9 +11,9 @@ from shardyard import hardware
 from shardyard.async_io import missing_for_async_io
 from shardyard.errors import Problem, RecipeError
 from shardyard.extras import install_command, missing
-from shardyard.recipe.optimizers import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 from shardyard.recipe.rules.rules import NO_FLASH_ON_CPU
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 
 
 def refuse_on_this_host(recipe: Recipe, *, gpu: bool, source: str = "plan") -> None:

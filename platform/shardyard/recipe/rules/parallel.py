@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from shardyard.recipe import families
 from shardyard.recipe.fields import Path
 from shardyard.recipe.mesh import size_problem
-from shardyard.recipe.optimizers import EIGHT_BITS
 from shardyard.recipe.rules.model import Sizes, effective_config
 from shardyard.recipe.schema import Recipe
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS
 from shardyard.recipe.tensor_plans import SEQUENCE_FAMILIES, TENSOR_PLANS
 
 Finding = tuple[Path, str]

@@ -18,7 +18,6 @@ from shardyard.recipe.fields import Path
 from shardyard.recipe.lengths import decay_steps, in_steps
 from shardyard.recipe.mesh import data_size
 from shardyard.recipe.mixture.stages import stage_recipes
-from shardyard.recipe.optimizers import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 from shardyard.recipe.rules.anomalies import anomaly_rules
 from shardyard.recipe.rules.causality import causality_rules
 from shardyard.recipe.rules.chat import chat_rules
@@ -39,6 +38,7 @@ from shardyard.recipe.rules.sizes import size_rules
 from shardyard.recipe.rules.tokens import token_rules
 from shardyard.recipe.rules.values import value_rules
 from shardyard.recipe.schema import Optimizer, Recipe, Schedule, Section
+from shardyard.recipe.sections.eight_bits import EIGHT_BITS, NO_PAGES_ON_CPU, PAGED
 
 Finding = tuple[Path, str]
 

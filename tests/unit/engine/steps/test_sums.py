@@ -60,6 +60,7 @@ class OnMeta:
     """What a step asks of an engine; a tensor of the meta device has no values that anybody could wait for."""
 
     optimizer = None
+    training = True
 
     def __init__(self) -> None:
         self.steps = 0

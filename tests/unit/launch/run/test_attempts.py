@@ -181,7 +181,7 @@ def test_kept_places_are_used_without_the_queue_and_given_up_if_a_spare_is_missi
     queued: list[int] = []
     monkeypatch.setattr(driver, "attempt", attempt)
     monkeypatch.setattr(driver, "Kept", lambda: places)
-    monkeypatch.setattr(driver, "attempt_again", lambda kept: kept.ends.pop())
+    monkeypatch.setattr(driver, "attempt_again", lambda kept, _: kept.ends.pop())
     monkeypatch.setattr(driver, "hold_slot", lambda *_: not queued.append(1))
     assert driver.drive(job, driver.on_ray) == "finished"
     assert len(queued) == len(fresh)

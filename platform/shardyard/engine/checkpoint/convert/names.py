@@ -17,7 +17,9 @@ def names_of(recipe: Recipe) -> list[str]:
         UsageError: the run trains an adapter, whose names follow from the pretrained model.
     """
     if recipe.model.adapter is not None:
-        raise UsageError("a checkpoint of an adapter at ZeRO stage 0 is not converted; `shardyard export` writes it.")
+        raise UsageError(
+            "a checkpoint of an adapter at ZeRO stage 0 is not converted; `shardyard export RUN` writes it."
+        )
     model = skeleton(recipe.model, make_components(recipe).config, recipe.objective)
     freeze(getattr(model, "module", model), recipe.model.freeze)
     return trained_names(model, faster_b=False)

@@ -66,8 +66,8 @@ def read_whole(folder: Path, names: Callable[[], list[str]], *, trust: bool = Fa
     if split:
         told = ", ".join(f"{name} {size}" for name, size in split.items())
         raise CheckpointError(
-            f"{folder} was written with {told}, whose parts only those ranks can join; `shardyard export` writes its "
-            "model"
+            f"{folder} was written with {told}, whose parts only those ranks can join; `shardyard export RUN` writes "
+            "its model"
         )
     shards = opened(folder, trust=trust)
     damaged = shards.damaged(lambda place: True)
