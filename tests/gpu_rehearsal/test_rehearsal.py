@@ -69,7 +69,6 @@ EXCEPTIONS = {
     ): _PURE,
     ("planning/forecast/hardware.py", "if gpus > each and network is None:"): _PURE,
     ("planning/forecast/hardware.py", "raise UsageError("): _PURE,
-    ("planning/host_memory.py", "each += memory.parameters_bytes + (0 if gpu else memory.optimizer_bytes)"): _PURE,
     ("planning/host_memory.py", "each += copy_bytes(recipe, memory) - (memory.optimizer_bytes if gpu else 0)"): _PURE,
     ("planning/saving.py", "if not gpu and device_bytes is not None and needed > device_bytes:"): _PURE,
     (
