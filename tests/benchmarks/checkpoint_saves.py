@@ -133,8 +133,9 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--foreground", action="store_true", help="write between steps")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: a temporary folder")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".saves-") as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         scratch = Path(folder)
         corpus = write_corpus(scratch, documents=4000)
         model = {"config": {"n_layer": 8, "n_head": 8, "n_embd": options.width, "n_positions": 128}}

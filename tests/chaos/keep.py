@@ -45,6 +45,7 @@ def row(cell: Cell, found: Mapping[str, object] | None) -> str:
 def _shown(text: str) -> str:
     """Without what differs from machine to machine: paths, and ids of runs."""
     text = re.sub(r"/\S*/\.chaos\S*", "RUN", text)
+    text = re.sub(r"(?<![\w.])/(?:[\w.-]+/){2,}[\w.-]*", "PATH", text)
     if text.count("`") % 2:
         text = text.rpartition("`")[0] + "…"
     return re.sub(r"\btiny-\d{8}-\d{6}-\w{4}\b", "RUN", text).strip("; ")
