@@ -51,7 +51,7 @@ class Part:
     """`run` gives figures by name, with units in the names.
 
     needs: modules beside torch. gpus: how many it takes; a rehearsal on the CPU has none and runs only parts for one.
-    real: why no simulated GPU can run it; "" if one can.
+    kernels: why no simulated GPU can run it, though a CPU can; "" if one can.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Part:
     needs: tuple[str, ...]
     run: Callable[[Setting], dict[str, Any]]
     gpus: int = 1
-    real: str = ""
+    kernels: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -70,8 +70,8 @@ class Part:
         """Why it cannot be run here; "" if it can."""
         if self.missing:
             return f"needs {', '.join(self.missing)}, not installed here"
-        if self.real and setting.rehearses:
-            return f"needs a real GPU: {self.real}"
+        if self.kernels and setting.pretended:
+            return f"needs a real GPU, or the CPU with --rehearse: {self.kernels}"
         if self.gpus > (here := _num_gpus(setting)):
             return f"needs {self.gpus} GPUs, and here {'is' if here == 1 else 'are'} {here or 'none'}"
         return ""

@@ -31,7 +31,7 @@ GAP_SECONDS = 5.0
 # Speeds are compared over this many times hang_seconds.
 STRAGGLER_WINDOWS = 2.0
 # Time for the answer of a node: its ranks are asked for their stacks.
-ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 30.0
 
 
 class RanksHungError(Exception):

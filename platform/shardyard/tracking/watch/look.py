@@ -15,8 +15,13 @@ from pathlib import Path
 from shardyard.tracking.watch import beat
 from shardyard.tracking.watch.beat import Handle
 
-STACK_SECONDS = 2.0
+# Stacks come from a signal, in milliseconds; a process of a busy host may have to wait for its turn. torch's record
+# needs the interpreter, which a rank that hangs may keep.
+STACK_SECONDS = 8.0
+TRACE_SECONDS = 2.0
 _POLL_SECONDS = 0.02
+# An answer of which nothing came for this long is whole.
+_QUIET_SECONDS = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MOST_STACK_BYTES = 4 * 1024**2
 
@@ -239,14 +244,17 @@ def _ask(targets: Sequence[Target], also: int | None = None) -> list[Evidence]:
                 os.write(pipe, b"?")
                 os.close(pipe)
 
-    def told() -> bool:
-        return all(
-            _size(target.pid, target.handle.stacks) != before[target.rank]
-            and (also is not None or _size(target.pid, target.handle.trace) > 0)
-            for target in targets
-        )
+    def stack_sizes() -> list[int]:
+        return [_size(target.pid, target.handle.stacks) for target in targets]
 
-    _wait(told, STACK_SECONDS)
+    def has_stacks() -> bool:
+        sizes = zip(targets, stack_sizes(), strict=True)
+        return all(size < 0 or size != before[target.rank] for target, size in sizes)  # below 0: it has ended
+
+    _wait(has_stacks, STACK_SECONDS)
+    if also is None:
+        _wait(lambda: all(_size(target.pid, target.handle.trace) != 0 for target in targets), TRACE_SECONDS)
+    _wait_until_quiet(stack_sizes, TRACE_SECONDS)
     return [
         Evidence(
             target.rank,
@@ -259,11 +267,18 @@ def _ask(targets: Sequence[Target], also: int | None = None) -> list[Evidence]:
 
 def _wait(ready: Callable[[], bool], seconds: float) -> None:
     until = time.monotonic() + seconds
-    size_settles = 2
-    while time.monotonic() < until and size_settles:
-        if ready():
-            size_settles -= 1
+    while time.monotonic() < until and not ready():
         time.sleep(_POLL_SECONDS)
+
+
+def _wait_until_quiet(sizes: Callable[[], list[int]], seconds: float) -> None:
+    """Return when nothing has been added for a moment: stacks are written line by line."""
+    until = time.monotonic() + seconds
+    seen, since = sizes(), time.monotonic()
+    while (now := time.monotonic()) < until and now - since < _QUIET_SECONDS:
+        time.sleep(_POLL_SECONDS)
+        if (found := sizes()) != seen:
+            seen, since = found, time.monotonic()
 
 
 def _size(pid: int, descriptor: int) -> int:
