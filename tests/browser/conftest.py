@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from browser.synthetic import write_gallery
+from browser.troubled import write_troubled
 from shardyard.tracking.run.folder import RunFolder
 from support import waiting
 from support.waiting import PATIENCE_SECONDS
@@ -69,7 +70,7 @@ def stop_dashboard(dashboard: Dashboard) -> None:
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, RunFolder]]:
     """The runs folder, and the runs in it by what they show."""
     runs_dir = tmp_path_factory.mktemp("gallery") / "runs"
-    return runs_dir, write_gallery(runs_dir)
+    return runs_dir, {**write_gallery(runs_dir), "troubled": write_troubled(runs_dir)}
 
 
 @pytest.fixture(scope="session")

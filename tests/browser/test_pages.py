@@ -35,6 +35,8 @@ def places(gallery: Gallery) -> dict[str, tuple[str, str]]:
         "run-overview": (f"run/{live}", CHART),
         "run-gpus": (f"run/{experts}", CHART),
         "run-failed": (f"run/{failed}", CHART),
+        "run-troubled": (f"run/{runs['troubled'].id}", ".profiled"),
+        "run-marks": (f"run/{runs['troubled'].id}?tab=curves", ".mark-key"),
         "run-curves": (f"run/{experts}?tab=curves", CHART),
         "run-recipe": (f"run/{failed}?tab=recipe", ".code"),
         "run-logs": (f"run/{failed}?tab=logs&rank=1", ".first-errors"),

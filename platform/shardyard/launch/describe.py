@@ -184,7 +184,9 @@ def _attempt(event: Attempt) -> str:
 def _anomaly(event: AnomalyFound) -> str:
     """`step 1203: the loss is 9.12, 14.2 deviations above 2.31; its batch is skipped (2 of at most 10)`."""
     name = "gradient norm" if event.signal == "grad_norm" else event.signal
-    high = f", {number(event.score, '.1f')} deviations above {number(event.usual, '.4g')}" if event.usual else ""
+    high = f", usually {number(event.usual, '.4g')}" if event.usual is not None else ""
+    if high and event.score is not None:  # none where the steps before were all alike
+        high = f", {number(event.score, '.1f')} deviations above {number(event.usual, '.4g')}"
     found = f"step {event.step}: the {name} is {event.value}{high}"
     if event.action == "stop":
         return f"{found}; the run ends"

@@ -28,7 +28,7 @@ from support.tiny import CONFIGS, tiny_job, tiny_recipe, write_corpus
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
 
-STEPS, HALF, RATE = 20, 10, 3e-3
+STEPS, HALF, SHORT, RATE = 20, 10, 5, 3e-3
 EIGHT = {"name": "adamw_8bit", "lr": RATE, "weight_decay": 0.1}
 # Precision, ZeRO stage, ranks of runs that pause and go on.
 RESUMED = [("fp32", 0, 2), ("bf16", 1, 2), ("fp32", 2, 2), ("bf16", 3, 2)]
@@ -134,6 +134,56 @@ def test_stage_3_follows_until_a_last_digit_crosses_to_another_level(alone: dict
     """Its gradients are rounded elsewhere. The third loss is the first that other blocks would change."""
     assert alone[3].losses[:3] == alone[2].losses[:3]
     assert distance(alone[3]) < 0.1
+
+
+def replayed(rank: Rank, recipes: list[Recipe], runs: Path) -> list[tuple[int, float]]:
+    """Of each recipe: updates of shares, and the largest difference from bitsandbytes alone on the same gradients."""
+    return [_replayed(rank, recipe, runs) for recipe in recipes]
+
+
+def _replayed(rank: Rank, recipe: Recipe, runs: Path) -> tuple[int, float]:
+    job = tiny_job(recipe, runs, world_size=rank.world_size)
+    session = assemble(recipe, job.plan, job.folder, make_mesh(job.plan.mesh, rank))
+    found = _beside_its_twin(getattr(session.engine.optimizer, "optimizer", session.engine.optimizer))
+    for step in range(SHORT):
+        session.learning_rate.set(session.factor(step))
+        train_step(session.engine, session.objective, session.next_batch(), session.mesh)
+    session.close()
+    return len(found), max(found)
+
+
+def _beside_its_twin(inner: Any) -> list[float]:
+    """Update copies of the optimizer's shares with its gradients, after each of its steps; the list of differences."""
+    twins: dict[int, tuple[nn.Parameter, Any]] = {}
+    found: list[float] = []
+    plain = inner.step
+
+    def step(*given: Any, **named: Any) -> Any:
+        pairs = []
+        for group in inner.param_groups:
+            for share in (one for one in group["params"] if one.grad is not None):
+                if id(share) not in twins:
+                    own = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+                    twin = nn.Parameter(share.detach().clone())
+                    twins[id(share)] = (twin, bitsandbytes.optim.AdamW8bit([twin], **own))
+                twins[id(share)][0].grad = share.grad.detach().clone()
+                pairs.append((share, *twins[id(share)]))
+        result = plain(*given, **named)
+        for share, twin, optimizer in pairs:
+            optimizer.step()
+            found.append(float((share.detach() - twin.detach()).abs().max()))
+        return result
+
+    inner.step = step
+    return found
+
+
+def test_every_stage_updates_its_shares_as_bitsandbytes_does(corpus: Path, tmp_path: Path) -> None:
+    """Losses of stages differ because blocks are cut elsewhere; nothing else does."""
+    recipes = [recipe_of(corpus, "fp32", stage, 2) for stage in (1, 2, 3)]
+    for of_rank in run_ranks(2, replayed, recipes, tmp_path):
+        # Weights with and without decay.
+        assert of_rank == [(2 * SHORT, 0.0)] * len(recipes)
 
 
 def jobs_in_order(rank: Rank, jobs: list[Job]) -> list[str]:

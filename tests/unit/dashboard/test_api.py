@@ -21,8 +21,10 @@ from shardyard.dashboard.web.api import State
 from shardyard.dashboard.web.security import Gate
 from shardyard.dashboard.web.stream import Watch, _news
 from shardyard.errors import ShardyardError, UsageError
+from shardyard.tracking.run import profile
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.tracking.run.holder import this_process
+from shardyard.tracking.run.profile import RankTimes
 from support.dash_cases import add_lines, index_of, served, write_run
 from support.waiting import PATIENCE_SECONDS, until
 
@@ -94,6 +96,25 @@ def test_what_was_predicted_stands_beside_what_was_measured(runs: Path, tmp_path
     }  # fmt: skip
     assert (step["measured"], step["difference"]) == (2.0, None), "nothing is divided by a predicted 0"
     assert (memory["measured"], memory["difference"], memory["resident"]) == (3e9, -0.25, False)
+
+
+def test_where_the_time_of_a_step_went(runs: Path, tmp_path: Path) -> None:
+    times = (RankTimes(0, 1.0, {"forward": 0.4, "data": 0.1}), RankTimes(1, 1.0, {"forward": 0.4, "data": 0.3}))
+    made = profile.Profile(4, 6, times, (profile.Advice(0.2, "More `readers`.", ("data.readers=2",)),))
+    for name in ("one-1", "two-1"):
+        (runs / name / "profile").mkdir()
+        profile.keep(RunFolder(runs / name), made)
+    garbled = runs / "two-1" / "profile" / profile.FILE
+    garbled.write_text(garbled.read_text().replace("0.3", "NaN"))
+    with served(runs, tmp_path / "cache") as client:
+        found = got(client, "/api/runs/one-1")["profile"]
+        assert got(client, "/api/runs/two-1")["profile"] is None
+        assert got(client, "/api/runs/three-1")["profile"] is None
+    assert (found["first"], found["last"], found["ranks"], found["step_seconds"]) == (4, 6, 2, 1.0)
+    data, forward = found["parts"]
+    assert (data["part"], data["share"], data["seconds"]) == ("data", pytest.approx(0.2), pytest.approx(0.2))
+    assert (data["slowest"], data["slowest_seconds"], forward["part"]) == (1, 0.3, "forward")
+    assert found["advice"] == [{"share": 0.2, "text": "More `readers`.", "set": ["data.readers=2"]}]
 
 
 def test_time_left_follows_the_pace_since_the_last_restart(runs: Path, tmp_path: Path) -> None:

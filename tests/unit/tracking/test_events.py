@@ -233,6 +233,8 @@ def test_anomalies_are_told_with_what_follows() -> None:
         "step 7: the loss is 9.5, 14.5 deviations above 2.25; back to step 5, then the batches of 6, 7 are skipped "
         "(2 of at most 10; rows 48 to 55)"
     )
+    # The steps before were all alike, so no number of deviations is finite.
+    assert describe(replace(spike, score=None)).startswith("step 7: the loss is 9.5, usually 2.25; back to step 5")
     nan = AnomalyFound(step=7, what="nan", signal="grad_norm", value="nan", action="skip", count=1, at_most=10)
     assert describe(nan) == "step 7: the gradient norm is nan; its batch is skipped (1 of at most 10)"
     assert describe(replace(nan, action="stop")) == "step 7: the gradient norm is nan; the run ends"

@@ -1,4 +1,4 @@
-"""Marks on the x axis of a run's curves: restarts, failures, checkpoints, stages and spikes of the loss."""
+"""Marks on the x axis of a run's curves: restarts, failures, checkpoints, stages, anomalies and spikes of the loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from shardyard.dashboard.charts.columns import Floats
 from shardyard.dashboard.charts.series import Reader
-from shardyard.tracking.run.events import Attempt, AttemptFailed, CheckpointFailed, CheckpointSaved, Event, StageBegun
+from shardyard.tracking.run.events import (
+    AnomalyFound,
+    Attempt,
+    AttemptFailed,
+    CheckpointFailed,
+    CheckpointSaved,
+    Event,
+    Hang,
+    ReplicasDiffer,
+    StageBegun,
+)
 
 LOSS = "train/loss"
 SPIKE_WINDOW = 50
@@ -19,7 +29,8 @@ SPIKE_FACTOR = 2.0
 MOST_SPIKES = 100
 # Maximum number of records searched for spikes; in a longer run, the last ones.
 _MOST_RECORDS = 200_000
-MARKED = Attempt | AttemptFailed | CheckpointSaved | CheckpointFailed | StageBegun
+_AT_A_STEP = AnomalyFound | CheckpointFailed | CheckpointSaved | Hang | ReplicasDiffer | StageBegun
+MARKED = Attempt | AttemptFailed | _AT_A_STEP
 
 
 class Place(TypedDict):
@@ -62,7 +73,7 @@ def marks(reader: Reader, connection: sqlite3.Connection, key: int, events: Iter
 def _record_of(event: Event, steps: Floats, times: Floats) -> int | None:
     """The record of an event: the last one that is not after it."""
     step = event.resumed_step if isinstance(event, Attempt) else None
-    step = event.step if isinstance(event, CheckpointSaved | CheckpointFailed | StageBegun) else step
+    step = event.step if isinstance(event, _AT_A_STEP) else step
     for values, known in ((steps, step or None), (times, event.time)):
         if known is not None:
             return max(0, int(np.searchsorted(values, known, side="right")) - 1)

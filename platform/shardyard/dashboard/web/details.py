@@ -27,6 +27,7 @@ from shardyard.dashboard.index.files import (
 from shardyard.dashboard.index.listing import RunRow
 from shardyard.dashboard.web.logs import ranks_of
 from shardyard.dashboard.web.predicted import beside_predicted
+from shardyard.dashboard.web.profiled import profiled
 from shardyard.launch.describe import describe
 from shardyard.objectives.registry import OBJECTIVES, objective_spec
 from shardyard.planning.plan_text import from_dict, rows
@@ -257,6 +258,7 @@ def detail(connection: sqlite3.Connection, row: sqlite3.Row, folder: Path, summa
         "summary": summary,
         "progress": progress(connection, row),
         "predicted": beside_predicted(connection, row["key"], info_of(row)),
+        "profile": profiled(folder),
         "metrics": metrics_by_prefix(connection, row["key"]),
         "ranks": ranks_of(folder),
         "checkpoints": checkpoints(folder),

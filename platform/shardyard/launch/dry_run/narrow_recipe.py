@@ -34,6 +34,8 @@ MICRO_BATCH, ACCUMULATION = 2, 2
 # By how much a vocabulary shrinks, as the widths do where a family allows it.
 DIVISOR = 64
 _EFFORT = Effort(60.0, 60)
+# Fields of a configuration that a head on pretrained weights needs in the recipe.
+_OF_HEADS = ("num_labels", "problem_type")
 # Sections that train nothing, or that have other lengths in a few steps.
 _LEFT_OUT = ("sample", "hooks", "job", "paper", "expected", "license", "added_tokens")
 
@@ -148,7 +150,7 @@ def _weights(given: Any, folder: Path, narrow: PreTrainedConfig, auto: str) -> N
         return
     weights = str(write_narrow_weights(folder / "pretrained", narrow, auto))
     if given["model"].get("pretrained") is not None:
-        given["model"] |= {"pretrained": weights, "config": {}}
+        given["model"] |= {"pretrained": weights, "config": _kept(given["model"].get("config", {}), *_OF_HEADS)}
         (given["model"].get("adapter") or {}).pop("pretrained", None)
     if teacher is not None:
         given["distillation"]["teacher"] = weights

@@ -6,6 +6,7 @@ Imports only the standard library, because `shardyard runs` reads it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import RunFolder
 
+FILE = "profile.json"
+# Parts with a smaller share of a step are not shown.
+LEAST_SHARE = 0.001
 # Parts of a step in the order in which they are shown, with what they are.
 PARTS: Mapping[str, str] = {
     "data": "waiting for the batch",
@@ -89,25 +93,49 @@ def requested(run: RunFolder) -> int:
 
 def keep(run: RunFolder, profile: Profile) -> None:
     """Write a profile, and remove the request for it."""
-    write_atomically(folder_of(run) / "profile.json", json.dumps({"format": 1, **asdict(profile)}, indent=2) + "\n")
+    write_atomically(folder_of(run) / FILE, json.dumps({"format": 1, **asdict(profile)}, indent=2) + "\n")
     (folder_of(run) / "request.json").unlink(missing_ok=True)
 
 
 def read(run: RunFolder) -> Profile | None:
     """The newest profile of a run; None if it has none that can be read."""
     try:
-        found = json.loads((folder_of(run) / "profile.json").read_text(encoding="utf-8"))
-        ranks = tuple(RankTimes(**one) for one in found["ranks"])
-        advice = tuple(Advice(one["share"], one["text"], tuple(one["set"])) for one in found["advice"])
-        return Profile(found["first"], found["last"], ranks, advice) if ranks else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return parsed((folder_of(run) / FILE).read_bytes())
+    except OSError:
         return None
+
+
+def parsed(text: bytes) -> Profile | None:
+    """The profile of the file that `keep` writes; None if it is another one."""
+    try:
+        found = json.loads(text)
+        ranks = tuple(
+            RankTimes(
+                int(one["rank"]),
+                _finite(one["step_seconds"]),
+                {str(part): _finite(seconds) for part, seconds in one["parts"].items()},
+                _finite(one["reading_seconds"]),
+            )
+            for one in found["ranks"]
+        )
+        advice = tuple(
+            Advice(_finite(one["share"]), str(one["text"]), tuple(map(str, one["set"]))) for one in found["advice"]
+        )
+        return Profile(int(found["first"]), int(found["last"]), ranks, advice) if ranks else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
 
 
 def lines(profile: Profile) -> Sequence[str]:
     """A profile in words: the parts of a step, and what to change first."""
     shares = profile.shares()
-    shown = [part for part in PARTS if shares[part] >= 0.001]
+    shown = [part for part in PARTS if shares[part] >= LEAST_SHARE]
     told = [
         f"profile of steps {profile.first} to {profile.last}: {1000 * profile.step_seconds:.1f} ms a step"
         + (f", mean of {len(profile.ranks)} ranks" if len(profile.ranks) > 1 else "")

@@ -9,6 +9,7 @@ import { envelope, fetchSeries, points } from "../charts/series.js";
 import { empty, warning } from "../lib/states.js";
 import { colour } from "../lib/theme.js";
 import { predictedPanel } from "./predicted.js";
+import { profilePanel } from "./profiled.js";
 
 const QUIET = ["data", "wandb"];
 const POWER = /power_?watts$/i;
@@ -236,7 +237,11 @@ export class Overview {
       tiles.filter(Boolean).map(([name, value]) => h("div.tile", {}, h("dt", {}, name), h("dd", {}, value))),
     );
     this.drawProgress(step, total, running);
-    fill(this.predicted, predictedPanel(this.view.run.predicted ?? [], info.predicted?.gpu));
+    fill(
+      this.predicted,
+      predictedPanel(this.view.run.predicted ?? [], info.predicted?.gpu),
+      profilePanel(this.view.run.profile),
+    );
     this.drawFacts(info, summary);
   }
 

@@ -25,6 +25,7 @@ export function predictedPanel(list, gpu) {
     h("div.head", {}, h("h2", { id: "predicted" }, "Predicted and measured")),
     simpleTable("Predicted and measured", ["Quantity", "Measured", "Predicted", "Off by"], rows, {
       numeric: [1, 2, 3],
+      className: "stacked",
     }),
     h("p.dim", {}, explained(known, gpu)),
   );
