@@ -17,6 +17,8 @@ from typing import Any, Literal
 ROOT = Path(__file__).parents[2]
 # One part ends within this, so that a machine lent for minutes is enough for some of them.
 LIMIT_SECONDS = 240
+# Two cores may compile DeepSpeed's operations for minutes.
+REHEARSAL_SECONDS = 900
 STATES = Literal["passed", "failed", "not run"]
 
 
@@ -40,6 +42,11 @@ class Setting:
     def rehearses(self) -> bool:
         """Whether there is no real GPU: sizes take seconds, and figures mean nothing."""
         return not self.gpu or self.pretended > 0
+
+    @property
+    def limit_seconds(self) -> int:
+        """For one part."""
+        return REHEARSAL_SECONDS if self.rehearses else LIMIT_SECONDS
 
     def precision(self, wanted: str) -> str:
         """fp32 in a rehearsal on the CPU, which need not have units for another one."""
@@ -106,7 +113,7 @@ def in_this_process(part: Part, setting: Setting) -> Result:
     return Result(part.name, state, time.monotonic() - started, figures, message)  # type: ignore[arg-type]
 
 
-def in_a_process(part: Part, setting: Setting, limit_seconds: float = LIMIT_SECONDS) -> Result:
+def in_a_process(part: Part, setting: Setting, limit_seconds: float) -> Result:
     """Run a part in a fresh process group, within a limit: nothing of it reaches the next one."""
     if part.hindrance(setting):
         return in_this_process(part, setting)

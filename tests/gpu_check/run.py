@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif left < _LEAST_SECONDS:
             results.append(parts.Result(part.name, "not run", message=f"the {minutes:g} minutes are over"))
         else:
-            results.append(parts.in_a_process(part, setting, min(parts.LIMIT_SECONDS, left)))
+            results.append(parts.in_a_process(part, setting, min(setting.limit_seconds, left)))
         if not chosen.json and not chosen.here:
             sys.stderr.write(f"{results[-1].state:8} {part.name}\n")
     told = parts.as_json(setting, results) if chosen.json else parts.as_table(setting, results)

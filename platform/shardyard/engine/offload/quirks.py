@@ -16,11 +16,21 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT
+from deepspeed.ops.op_builder.cpu.async_io import AsyncIOBuilder
 from torch import Tensor
 
 from shardyard.engine.offload.folder import SwapFolder
 from shardyard.errors import HardwareError
 from shardyard.units import format_bytes
+
+
+def load_operations() -> None:
+    """Compile and load the operations on files as DeepSpeed does it without a GPU.
+
+    Its build for GPUs is of the same sources, which call nothing of CUDA, but wants CUDA's toolkit, which a host with
+    torch from a wheel seldom has. DeepSpeed takes what has been loaded once in a process.
+    """
+    AsyncIOBuilder().load(verbose=False)
 
 
 def swaps(engine: deepspeed.DeepSpeedEngine) -> bool:

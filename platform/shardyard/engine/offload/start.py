@@ -9,6 +9,7 @@ from typing import cast
 from shardyard.async_io import missing_for_async_io
 from shardyard.engine.mesh import Mesh
 from shardyard.engine.offload.folder import SwapFolder
+from shardyard.engine.offload.quirks import load_operations
 from shardyard.engine.world import ranks_here
 from shardyard.errors import HardwareError
 from shardyard.planning.plan import RunPlan
@@ -43,6 +44,7 @@ def swap_folder(
         if folder is not None:
             folder.close()
         raise HardwareError("\n".join(problems))
+    load_operations()
     return folder
 
 
