@@ -94,6 +94,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
         config=components.config,
         engine=engine,
         objective=components.objective,
+        frozen=components.frozen,
         loader=loader,
         factor=learning_rate_factor(recipe.schedule, plan.steps),
         learning_rate=LearningRate(engine),

@@ -54,6 +54,12 @@ class Components:
     processor: Any = None
     chat: ChatNotes | None = None
 
+    @property
+    def frozen(self) -> nn.Module | None:
+        """The teacher or reference model, if it is a model of its own."""
+        found = self.objective_inputs.frozen
+        return found if isinstance(found, nn.Module) else None
+
     def exported_tokenizer(self, recipe: Recipe) -> Any:
         """The tokenizer for sampling and for the exported model; None for an objective without text."""
         if self.tokenizer is None:
@@ -223,9 +229,8 @@ def with_frozen(
         )
     if frozen is None:
         return components
-    return replace(
-        components, objective=make_objective(recipe.objective, replace(components.objective_inputs, frozen=frozen))
-    )
+    inputs = replace(components.objective_inputs, frozen=frozen)
+    return replace(components, objective_inputs=inputs, objective=make_objective(recipe.objective, inputs))
 
 
 def held_out(

@@ -79,7 +79,7 @@ def run_rank(job: Job, rank: Rank, on_step: OnStep | None = None) -> Outcome:
 
 def _run(job: Job, mesh: Mesh, on_step: OnStep | None, watch: Watch) -> Outcome:
     session = assemble(job.recipe, job.plan, job.folder, mesh, trust=job.trust)
-    session.hooks[:0] = watch(session.engine)
+    session.hooks[:0] = watch(session.engine, session.frozen)
     if on_step is not None:
         session.hooks.insert(0, CallHook(on_step))
     if job.restart is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
+from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from shardyard.data.ledger.record import Header, LedgerWriter
@@ -47,7 +48,8 @@ from shardyard.tracking.watch.beat import BEAT, HOOK
 class Session:
     """One run on one rank. Built by `assemble`, driven by `train`.
 
-    `tokenizer` and `generates` are those of the exported model, which samples during training use too.
+    `tokenizer` and `generates` are those of the exported model, which samples during training use too. `frozen`: the
+    teacher or reference model, if it is a model of its own.
     """
 
     recipe: Recipe
@@ -65,6 +67,7 @@ class Session:
     event_log: EventLog
     tracker: Tracker | None
     meter: Throughput
+    frozen: nn.Module | None = None
     machine: MachineWatch | None = None
     processor: Any = None
     generates: GenerationConfig | None = None

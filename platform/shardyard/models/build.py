@@ -326,7 +326,8 @@ def skeleton(model: Model, config: PreTrainedConfig, objective: str = "causal_lm
     refusals = (*_REFUSALS, RuntimeError)
     what = f"model: transformers refuses this configuration of {model.family!r}"
     with _refusing(what, *refusals), torch.device("meta"):
-        built = auto_class(objective, config.model_type).from_config(config)
+        # Configurations of saved weights name their number format, which is not what bytes are counted in.
+        built = auto_class(objective, config.model_type).from_config(config, dtype=torch.float32)
     fuse_activations(built)
     return built
 

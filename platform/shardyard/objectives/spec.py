@@ -58,7 +58,8 @@ class ObjectiveSpec:
     row_shape: how the cost of a row is measured: a name of `models/size/row_shapes.py`, or `module:function`, called
         with the model's configuration, `data` and `image`. None: packed tokens of a decoder; the plan computes its cost
         by a formula.
-    sequences: number of sequences in a row of a decoder.
+    sequences: number of sequences in a row of a decoder. texts: number of texts in a row that the model reads one by
+        one, as data sets usually have; their cost is counted for so many.
     text: whether it uses a tokenizer. whole_batch: whether a step needs all rows of a rank in one micro-batch.
     frozen: the frozen model that it needs: the initial weights (`reference`) or `distillation.teacher`.
     new_head: whether the model has a head that no checkpoint contains, which is trained along with adapters.
@@ -94,6 +95,7 @@ class ObjectiveSpec:
     metrics: Mapping[str, bool] = field(default_factory=dict)
     row_shape: str | None = None
     sequences: int = 1
+    texts: int = 1
     text: bool = True
     whole_batch: bool = False
     frozen: Literal["reference", "teacher"] | None = None

@@ -54,6 +54,7 @@ class Architecture:
         other than decoders only in fp32.
     findings: of the probes of the model.
     layer: of decoders; None if its parts were not recognised.
+    frozen_parameters: weights of a teacher; 0 if there is none, or if they are not on this machine.
     """
 
     family: str
@@ -82,6 +83,7 @@ class Architecture:
     adapted: str = ""
     left_out: str = ""
     layer: LayerShape | None = None
+    frozen_parameters: int = 0
 
     @property
     def trained_parameters(self) -> int:

@@ -8,7 +8,7 @@ from shardyard.objectives.registry import objective_spec
 from shardyard.planning.activations import Kept, checkpointed_share
 from shardyard.planning.architecture import Architecture
 from shardyard.planning.offload import swap_buffer_bytes, swapped_bytes
-from shardyard.planning.reduction import BYTES, accumulation_type, bucket_bytes, reduces_afterwards
+from shardyard.planning.reduction import BYTES, accumulation_type, buckets_of, reduces_afterwards
 from shardyard.planning.zero3 import gathered_parameters, gradient_bytes
 from shardyard.recipe.isolation import is_packed, isolation_of
 from shardyard.recipe.mesh import MeshShape
@@ -19,6 +19,10 @@ from shardyard.recipe.sections.eight_bits import EIGHT_BITS, eight_bit_bytes
 # 4 bits, plus one fp32 scale for each block of 64 weights; 8 bits, with a scale for each row, which is not counted.
 QUANTIZED_BYTES_PER_WEIGHT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 
+
+# Hashes of replicated weights: of these, so many bytes are put together, and so many bytes of products exist at once.
+HASHED_TOGETHER_BYTES = 16 << 20
+HASH_PRODUCTS_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}
 
 # Gradients of activations in the block whose backward pass runs, in parts of what the block keeps. Measured as 0.4 to
 # 0.6 (`tests/numerics/memory/test_memory_peaks.py`): those of a block are freed one by one, as its activations are.
@@ -54,10 +58,15 @@ class Memory:
         )
 
 
-def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, micro_batch: int) -> Memory:
+def estimate_memory(
+    recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, micro_batch: int, gpu: bool = True
+) -> Memory:
     """Model states according to Rajbhandari et al. 2020 (ZeRO), section 3, in the layout that DeepSpeed allocates.
 
     Sharded states are divided by the data-parallel size; offloaded states count for the host, not for the device.
+
+    Args:
+        gpu: whether ranks compute on GPUs, where reductions overlap the backward pass.
     """
     architecture = on_a_tensor_rank(architecture, mesh)
     stage, width = recipe.zero.stage, _parameter_bytes(recipe)
@@ -81,8 +90,10 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
         second = parameters // recipe.zero.hpz_partition_size if recipe.zero.hpz_partition_size > 1 else 0
         parameters = parameters // mesh.zero + second
         gathered = width * gathered_parameters(recipe, architecture, mesh)
+    frozen = architecture.frozen_parameters
     if objective_spec(recipe.objective).frozen == "reference" and recipe.model.adapter is None:
-        parameters += width * architecture.parameters // (mesh.data if stage == 3 else 1)  # the reference model
+        frozen = architecture.parameters
+    parameters += width * frozen // (mesh.data if stage == 3 else 1)
     if recipe.model.adapter is not None and recipe.model.adapter.quantize is not None:
         # Quantised weights are buffers, which ZeRO does not shard.
         parameters += round(QUANTIZED_BYTES_PER_WEIGHT[recipe.model.adapter.quantize] * quantized)
@@ -94,7 +105,11 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     offloaded += swap_buffer_bytes(recipe, architecture, mesh.zero, owned)
     logits = sum(_logits(recipe, architecture, micro_batch)) // mesh.sequence
     activations, inputs, block = _activations(recipe, architecture, mesh, micro_batch)
-    reductions = _reductions(recipe, architecture, mesh, logits=logits, activations=activations, block=block)
+    step = _Step(logits, activations, block, gpu)
+    reductions = max(
+        _reductions(recipe, architecture, mesh, step),
+        _hashed_bytes(recipe, architecture, mesh, gpu=gpu) - activations - logits,
+    )
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
         gradients_bytes=gradients,
@@ -108,29 +123,50 @@ def estimate_memory(recipe: Recipe, architecture: Architecture, mesh: MeshShape,
     )
 
 
-def _reductions(
-    recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, logits: int, activations: int, block: float
-) -> int:
+@dataclass(frozen=True)
+class _Step:
+    """Bytes at the peak of a step: logits; activations of all blocks; what a block keeps for its backward pass."""
+
+    logits: int
+    activations: int
+    block: float
+    gpu: bool
+
+
+def _reductions(recipe: Recipe, architecture: Architecture, mesh: MeshShape, step: _Step) -> int:
     """Bytes of gradients that are collected and reduced, beside the logits and activations of a step's peak.
 
-    At stage 3, copies of a reduction exist while a block runs backward: after the logits, and with activation
-    checkpointing before or after the block has most gradients of activations.
-
-    Args:
-        activations: bytes of all blocks. block: bytes that it keeps for its backward pass.
+    Copies of a reduction exist while a block runs backward: after the logits, and with activation checkpointing before
+    or after the block has most gradients of activations. Buckets of stages 1 and 2 come with the first gradient, after
+    the logits; that of stage 3 stays.
     """
-    trained = architecture.trained_parameters
+    trained, logits, block = architecture.trained_parameters, step.logits, step.block
     if reduces_afterwards(recipe):
         # The activations are gone then. Experts on other ranks have no gradients here.
         own = trained - (architecture.expert_parameters - architecture.expert_parameters // mesh.expert)
-        return max(0, bucket_bytes(recipe, own, mesh.zero) - activations - logits)
+        found = buckets_of(recipe, own, mesh.zero)
+        return max(0, found.collected + found.converted - step.activations - logits)
+    recomputes = recipe.model.checkpointing != "none"
+    working = ((1 + BACKWARD) if recomputes else _backward_of_fused(architecture)) * block
+    # What a block has kept or recomputed, and its gradients, beside copies of other gradients.
+    beside = block if recomputes else working
     if recipe.zero.stage < 3:
-        return bucket_bytes(recipe, trained, mesh.zero)
+        found = buckets_of(recipe, trained, mesh.zero, gpu=step.gpu)
+        copies = 0 if found.at_the_end else found.converted
+        peak = found.collected + max(working, beside + copies)
+        after = found.collected + found.converted - step.activations - logits
+        return round(max(0.0, after, peak - max(logits, working)))
     bucket, copies = gradient_bytes(recipe, architecture, mesh)
-    if recipe.model.checkpointing == "none":
-        backward = _backward_of_fused(architecture) * block
-        return bucket + round(max(0.0, backward + copies - max(logits, backward)))
-    return bucket + round(max(0.0, block + copies - max(logits, (1 + BACKWARD) * block)))
+    return bucket + round(max(0.0, beside + copies - max(logits, working)))
+
+
+def _hashed_bytes(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, gpu: bool) -> int:
+    """What hashing the replicated weights of a step takes, when its activations are gone: small weights put together,
+    and the products of some of them (`engine/anomalies/content_hash.py`)."""
+    if recipe.zero.stage == 3 or mesh.world == 1 or not recipe.cluster.replicas.every:
+        return 0
+    weights = _parameter_bytes(recipe) * architecture.parameters
+    return min(weights, HASHED_TOGETHER_BYTES) + min(weights, HASH_PRODUCTS_BYTES["cuda" if gpu else "cpu"])
 
 
 def _backward_of_fused(architecture: Architecture) -> float:
@@ -302,8 +338,9 @@ def _logits(recipe: Recipe, architecture: Architecture, micro_batch: int) -> tup
     targets = round(logits * recipe.masking.probability) if "masking" in spec.sections else logits
     each = 2 * (width + 4)
     if spec.frozen == "teacher":
-        # Its logits, both distributions and the logarithm of one in fp32, and what their products take.
-        each += width + 4 * 4
+        # Most exists when the divergence is computed, before the labels' loss: logits of both; in fp32 both logarithms,
+        # a distribution, the difference of the logarithms and their product; and where the distribution is not 0.
+        each = 2 * width + 5 * 4 + 1
     chunk = (recipe.model.logits_chunk or 0) * architecture.vocabulary
     if not 0 < chunk < targets:
         # Those of all tokens, or their gradients, are beside copies of those of the targets.

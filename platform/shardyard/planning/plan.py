@@ -203,7 +203,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     steps, spans = _steps(recipe, rates, rows, reasons)
     if recipe.train.minutes is not None:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
-    memory = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch)
+    memory = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch, gpu=world.gpu)
     background, reasons["background"] = background_of(recipe, memory, world.device_bytes, gpu=world.gpu)
     plan = RunPlan(
         world=world,
@@ -382,7 +382,7 @@ def _with_stages(recipe: Recipe, plan: RunPlan, micro_batches: list[int], spans:
         )
     ]
     needed = [
-        estimate_memory(part, architecture, plan.mesh, micro_batch=stage.micro_batch)
+        estimate_memory(part, architecture, plan.mesh, micro_batch=stage.micro_batch, gpu=plan.world.gpu)
         for part, stage in zip(parts, stages, strict=True)
     ]
     # Offloaded gradients are only kept apart if DeepSpeed is told that there are several micro-batches.

@@ -118,7 +118,7 @@ def rows(plan: RunPlan) -> Iterator[tuple[str, str, str]]:
         yield "notice", notice, ""
     for name, value in asdict(memory).items():
         if value and name != "swapped_bytes":
-            yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), ""
+            yield f"memory: {name.removesuffix('_bytes')}", format_bytes(value), why.get(name, "")
     if memory.swapped_bytes:
         each = format_bytes(memory.swapped_bytes)
         yield "disk a rank", each, "optimizer states and gradients in fp32, in files of zero.nvme_path"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from shardyard.recipe.precision import precision_of
 from shardyard.recipe.schema import Precision, Recipe, Zero
@@ -56,18 +57,36 @@ def reduces_afterwards(recipe: Recipe) -> bool:
     return recipe.zero.stage == 0 or (recipe.zero.stage == 1 and in_fp32 and not recipe.zero.offload_optimizer)
 
 
-def bucket_bytes(recipe: Recipe, parameters: int, data_parallel: int) -> int:
-    """Bytes of the buffers in which gradients are collected, converted and reduced, at stages 0 to 2.
+@dataclass(frozen=True)
+class Buckets:
+    """Bytes of the buffers of reductions at stages 0 to 2.
+
+    collected: in which gradients are collected. converted: a copy in the number format in which they are sent.
+    at_the_end: whether that copy exists only when the backward pass is over.
+    """
+
+    collected: int
+    converted: int
+    at_the_end: bool
+
+
+def buckets_of(recipe: Recipe, parameters: int, data_parallel: int, *, gpu: bool = True) -> Buckets:
+    """The buffers in which gradients are collected, converted and reduced, at stages 0 to 2.
 
     Args:
         parameters: the trained ones.
+        gpu: whether reductions overlap the backward pass.
     """
     stage, sent = recipe.zero.stage, BYTES[recipe.zero.communication_data_type]
-    kept, precision = BYTES[accumulation_type(recipe)], precision_of(recipe)
+    kept = BYTES[accumulation_type(recipe)]
     if reduces_afterwards(recipe):
         # DeepSpeed flattens up to so many, whatever the size of a bucket, and converts the copy.
-        return min(_MOST, parameters) * (kept + (sent if sent != kept else 0))
-    elements = min(bucket_elements(recipe.zero, data_parallel), parameters)
-    kept = BYTES[precision] if stage == 2 else kept
-    # Two buckets are filled in turn, while the other one is reduced.
-    return elements * (2 * kept + (sent if sent != kept else 0))
+        elements = min(_MOST, parameters)
+        return Buckets(elements * kept, elements * (sent if sent != kept else 0), at_the_end=True)
+    elements = bucket_elements(recipe.zero, data_parallel, parameters)
+    kept = BYTES[precision_of(recipe)] if stage == 2 else kept
+    converted = min(elements, parameters) * (sent if sent != kept else 0)
+    # Two buckets are filled in turn, while the other one is reduced; without streams there is one. It is allocated as
+    # long as the recipe says, even if the model has fewer weights.
+    at_the_end = elements >= parameters or (stage == 1 and not gpu)
+    return Buckets(elements * kept * (2 if gpu else 1), converted, at_the_end)

@@ -38,6 +38,7 @@ def test_they_train_as_they_do_without_compiling(tmp_path: Path) -> None:
             family="llama",
             model=model,
             train={"steps": STEPS, "global_batch": 4},
+            schedule={"warmup": 1},
             zero={"stage": 3},
             checkpoint={"every": STEPS},
             evaluate={"every": STEPS, "rows": 4},

@@ -6,14 +6,18 @@ A weight that multiplies costs 6 FLOPs a token: a multiply and an add, forward a
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
+from transformers import BertConfig
 
 from shardyard.launch.run.prepare import prepare
 from shardyard.models.build import architecture_config, skeleton
 from shardyard.models.size.row_cost import row_cost
 from shardyard.planning.plan import RunPlan, World
-from shardyard.recipe.schema import Recipe
+from shardyard.recipe.schema import Data, Image, Model, Recipe
 from support.measured import planned
 
 
@@ -203,3 +207,24 @@ def test_experts_are_counted_in_grouped_products() -> None:
     flops = prepare(recipe, World(size=1, gpu=False)).architecture.flops_per_row
     layer = 4 * 64**2 + 2 * 3 * 64 * 96 + 64 * 8
     assert flops == pytest.approx(6 * 32 * 2 * layer + 2 * _attention(64, 32, 32) + 6 * 32 * 64 * 2, rel=0.01)
+
+
+def test_bytes_are_those_of_fp32_whatever_the_weights_were_saved_in() -> None:
+    """The configuration of saved weights names their format."""
+    settings: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+    kept = []
+    for saved in (None, torch.bfloat16):
+        config = BertConfig(**settings, intermediate_size=192)
+        config.dtype = saved
+        module = skeleton(Model(family="bert"), config, "text_classification")
+        data = Data.model_validate({"sequence_length": 32, "train": [{"source": "glosses"}]})
+        kept.append(row_cost(module, config, "text_classification", data, Image()).kept)
+    assert kept[0] == kept[1]
+
+
+def test_a_row_of_a_reranker_has_several_documents() -> None:
+    """Those of docstring-choices are four."""
+    one, several = (planned(f"finetune/{name}").plan for name in ("classify-glosses", "rerank-docstrings"))
+    assert several.architecture.tokens_per_row == 4 * 64
+    assert one.architecture.tokens_per_row == one.tokens_per_row
+    assert several.architecture.logits_per_row == 4

@@ -14,11 +14,19 @@ from shardyard.recipe.mesh import data_mesh
 
 LENGTH, ROWS, WIDTH, LAYERS, VOCABULARY = 128, 4, 64, 6, 5000
 TOKENS = LENGTH * ROWS
+NOT_HASHED: dict[str, Any] = {"replicas": {"every": 0}}
+HASHED: dict[str, Any] = {"replicas": {"every": 100}}
 PARAMETERS = 5_000_000
 LOGITS = TOKENS * VOCABULARY
 
 
-def memory(stage: int = 1, objective: str = "causal_lm", vocabulary: int = VOCABULARY, **sections: Any) -> Memory:
+def memory(
+    stage: int = 1,
+    objective: str = "causal_lm",
+    vocabulary: int = VOCABULARY,
+    trained: int | None = None,
+    **sections: Any,
+) -> Memory:
     """Of one of four ranks in bf16."""
     recipe = parse_recipe(
         {
@@ -30,6 +38,7 @@ def memory(stage: int = 1, objective: str = "causal_lm", vocabulary: int = VOCAB
             "train": {"global_batch": 4 * ROWS, "steps": 10, "precision": "bf16"},
             "optimizer": {"name": "adam", "lr": 1e-3},
             "zero": {"stage": stage, **sections.pop("zero", {})},
+            "cluster": NOT_HASHED,
             **sections,
         }
     )
@@ -44,6 +53,7 @@ def memory(stage: int = 1, objective: str = "causal_lm", vocabulary: int = VOCAB
         heads=4,
         vocabulary=vocabulary,
         positions=LENGTH,
+        trainable_parameters=trained,
     )
     return estimate_memory(recipe, size, data_mesh(4), micro_batch=ROWS)
 
@@ -59,8 +69,10 @@ def test_of_masked_rows_the_loss_takes_the_logits_of_targets_alone() -> None:
 def test_stage_1_in_bf16_keeps_gradients_beside_their_sum() -> None:
     """DeepSpeed sets them to zero after each micro-batch; they are reduced when the activations are gone."""
     assert (memory().gradients_bytes, memory().buffers_bytes) == (4 * PARAMETERS, 2 * PARAMETERS)
-    # A sum in bf16 goes through the buckets of stages 1 and 2.
-    assert memory(zero={"grad_accum_dtype": "bf16", "bucket_bytes": 4000}).buffers_bytes == 1000 * (2 * 2 + 4)
+    # A sum in bf16 goes through the buckets of stages 1 and 2, which come after the logits.
+    buckets: dict[str, Any] = {"grad_accum_dtype": "bf16", "bucket_bytes": 4000}
+    assert memory(zero=buckets).buffers_bytes == 0
+    assert memory(vocabulary=8, zero=buckets).buffers_bytes == 1000 * (2 * 2 + 4)
     # Fewer activations and logits than a flat copy of the gradients.
     few = memory(vocabulary=8)
     assert few.buffers_bytes == 2 * PARAMETERS + 4 * PARAMETERS - few.activations_bytes - few.logits_bytes
@@ -76,10 +88,35 @@ def test_logits_are_gone_before_a_block_runs_backward(vocabulary: int) -> None:
 
 
 def test_a_teacher_has_logits_too() -> None:
-    """Beside its logits, distributions of both in fp32, and what their products take."""
+    """In fp32 both logarithms, a distribution, a difference and a product, and where the distribution is not 0."""
     teacher = {"distillation": {"teacher": "run:teacher"}}
     found = memory(objective="distillation", **teacher).logits_bytes
-    assert found == LOGITS * (2 * (2 + 4) + 2 + 4 * 4)
+    assert found == LOGITS * (2 * 2 + 5 * 4 + 1)
+
+
+def test_buckets_of_stage_2_come_after_the_logits() -> None:
+    assert memory(stage=2, zero={"bucket_bytes": 4000}).buffers_bytes == 0
+    # Half of what a block keeps are gradients of activations, and a small bucket is converted while it runs backward.
+    block = 34 * TOKENS * WIDTH
+    few = memory(stage=2, vocabulary=8, zero={"bucket_bytes": 4000})
+    assert few.activations_bytes + few.logits_bytes == LAYERS * block + BACKWARD * block
+    assert few.buffers_bytes == 1000 * (2 * 2 + 4)
+    # One that holds all gradients is converted when the activations are gone.
+    whole = memory(stage=2, vocabulary=8)
+    assert whole.buffers_bytes == max(
+        2 * 2 * PARAMETERS, (2 * 2 + 4) * PARAMETERS - whole.activations_bytes - whole.logits_bytes
+    )
+
+
+def test_small_adapters_take_less_than_a_hash_of_the_weights() -> None:
+    """Weights below a mebibyte are put together, and products of some of them exist beside."""
+    adapter: dict[str, Any] = {"adapter": {"rank": 1}}
+    size: dict[str, Any] = {"model": adapter, "vocabulary": 8, "trained": 1000}
+    found, without = memory(2, **size, cluster=HASHED), memory(2, **size)
+    used = found.activations_bytes + found.logits_bytes
+    assert found.buffers_bytes == 2 * 2 * PARAMETERS - used > without.buffers_bytes
+    # What ZeRO-3 shards is not hashed.
+    assert memory(3, **size, cluster=HASHED) == memory(3, **size)
 
 
 def test_stage_2_gets_buckets_of_an_even_number() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from shardyard.planning.reduction import (
+    Buckets,
     accumulation_type,
-    bucket_bytes,
     bucket_elements,
+    buckets_of,
     prefetch_elements,
     reduced_bytes_per_step,
 )
@@ -54,12 +55,20 @@ def test_bytes_handed_to_reductions(stage: int, times: int) -> None:
 
 
 def test_the_buffers_of_reductions() -> None:
-    assert bucket_bytes(recipe_of(stage=1), 1000, 2) == 4000, "a flat copy of the accumulated gradients"
-    assert bucket_bytes(recipe_of(stage=1, communication_data_type="bf16"), 1000, 2) == 6000
-    assert bucket_bytes(recipe_of(stage=2), 1000, 2) == 2 * 2000 + 4000
-    assert bucket_bytes(recipe_of(stage=2, communication_data_type="bf16"), 1000, 2) == 2 * 2000
-    assert bucket_bytes(recipe_of(stage=3), 1000, 2) == 2 * 4000
-    assert bucket_bytes(recipe_of("fp32", stage=2), 1000, 2) == 2 * 4000
+    flat = buckets_of(recipe_of(stage=1), 1000, 2)
+    assert flat == Buckets(4000, 0, at_the_end=True), "a flat copy of the accumulated gradients"
+    assert buckets_of(recipe_of(stage=1, communication_data_type="bf16"), 1000, 2) == Buckets(4000, 2000, True)
+    assert buckets_of(recipe_of(stage=2), 1000, 2) == Buckets(2 * 2000, 4000, at_the_end=True)
+    assert buckets_of(recipe_of(stage=2, communication_data_type="bf16"), 1000, 2) == Buckets(2 * 2000, 0, True)
+    assert buckets_of(recipe_of("fp32", stage=2), 1000, 2) == Buckets(2 * 4000, 0, at_the_end=True)
+
+
+def test_buckets_are_as_large_as_given_and_one_without_overlap() -> None:
+    """DeepSpeed allocates what `reduce_bucket_size` says, and fills no more than the model has."""
+    given = recipe_of(stage=2, bucket_bytes=40_000)
+    assert buckets_of(given, 1000, 2, gpu=False) == Buckets(10_000 * 2, 4000, at_the_end=True)
+    assert buckets_of(given, 100_000, 2, gpu=False) == Buckets(10_000 * 2, 40_000, at_the_end=False)
+    assert buckets_of(given, 100_000, 2).collected == 2 * 10_000 * 2
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from shardyard.planning.memory import HASH_PRODUCTS_BYTES, HASHED_TOGETHER_BYTES
+
 COLUMNS = 512
 _ROW_BYTES = 8 * COLUMNS
 # Rows that are multiplied at once: their products stay in a cache.
-_ROWS = {"cpu": 512, "cuda": 4096}
-# Smaller tensors are put together first: kernels take time to start.
+_ROWS = {device: size // _ROW_BYTES for device, size in HASH_PRODUCTS_BYTES.items()}
+# Smaller tensors are put together first, up to HASHED_TOGETHER_BYTES: kernels take time to start.
 _SMALL_BYTES = 1 << 20
 
 
@@ -64,8 +66,15 @@ def _matrices(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
             first = first if first.storage_offset() % 8 == 0 else first.clone()
             yield first.view(torch.int64).view(-1, COLUMNS)
         if whole < flat.numel():
+            if rest and sum(part.numel() for part in rest) + flat.numel() - whole > HASHED_TOGETHER_BYTES:
+                yield _together(rest)
+                rest = []
             rest.append(flat[whole:])
     if rest:
-        filling = -sum(part.numel() for part in rest) % _ROW_BYTES
-        together = torch.cat([*rest, torch.zeros(filling, dtype=torch.uint8, device=rest[0].device)])
-        yield together.view(torch.int64).view(-1, COLUMNS)
+        yield _together(rest)
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    filling = -sum(part.numel() for part in parts) % _ROW_BYTES
+    together = torch.cat([*parts, torch.zeros(filling, dtype=torch.uint8, device=parts[0].device)])
+    return together.view(torch.int64).view(-1, COLUMNS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import deepspeed
-from torch import Tensor
+from torch import Tensor, nn
 
 from shardyard.engine.memory.allocations import Allocations
 
@@ -43,12 +43,17 @@ class Allocated:
 
 
 class Breakdown:
-    """Assigns what is alive to its purposes. Create it between two steps, when no activation is alive."""
+    """Assigns what is alive to its purposes. Create it between two steps, when no activation is alive.
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, allocations: Allocations) -> None:
-        self._engine, self._allocations = engine, allocations
+    frozen: a model that is never trained, such as a teacher.
+    """
+
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, allocations: Allocations, frozen: nn.Module | None = None
+    ) -> None:
+        self._engine, self._allocations, self._frozen = engine, allocations, frozen
         seen: set[int] = set()
-        for tensors in (_parameters(engine), _gradients(engine), _optimizer(engine)):
+        for tensors in (self._parameters(), _gradients(engine), _optimizer(engine)):
             allocations.bytes_of(tensors, seen)
         self._buffers = allocations.keys_outside(seen)
 
@@ -57,7 +62,7 @@ class Breakdown:
         seen: set[int] = set()
         parts = [
             self._allocations.bytes_of(tensors, seen)
-            for tensors in (_parameters(self._engine), _gradients(self._engine), _optimizer(self._engine))
+            for tensors in (self._parameters(), _gradients(self._engine), _optimizer(self._engine))
         ]
         kept = self._allocations.bytes_in(self._buffers - seen)
         seen |= self._buffers
@@ -71,10 +76,15 @@ class Breakdown:
             activations_bytes=self._allocations.bytes_in(self._allocations.keys_outside(seen)),
         )
 
+    def _parameters(self) -> Iterator[Tensor]:
+        yield from _parameters(self._engine.module)
+        if self._frozen is not None:
+            yield from _parameters(self._frozen)
 
-def _parameters(engine: deepspeed.DeepSpeedEngine) -> Iterator[Tensor]:
+
+def _parameters(module: nn.Module) -> Iterator[Tensor]:
     """The weights as a forward pass reads them: whole, or this rank's part and what is gathered."""
-    for parameter in engine.module.parameters():
+    for parameter in module.parameters():
         yield parameter.data
         part = getattr(parameter, "ds_tensor", None)
         if part is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import deepspeed
+from torch import nn
 
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.memory.allocations import Allocations
@@ -32,15 +33,17 @@ class AllocationHook(Hook):
         allocations: Allocations,
         mesh: Mesh,
         report: Callable[[list[Allocated]], object],
+        frozen: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self._frozen = frozen
         self._engine, self._allocations, self._mesh, self._report = engine, allocations, mesh, report
         self._found: Allocated | None = None
 
     def on_step(self, record: StepRecord) -> None:
         """Called after a step, before evaluations and checkpoints."""
         if record.step == MEASURED_STEPS - 1:
-            breakdown = Breakdown(self._engine, self._allocations)
+            breakdown = Breakdown(self._engine, self._allocations, self._frozen)
 
             def keep() -> None:
                 self._found = breakdown.now()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import deepspeed
+from torch import nn
 
 from shardyard.engine.hooks.base import Hook
 from shardyard.engine.job import Job
@@ -18,8 +19,8 @@ from shardyard.engine.mesh import Mesh
 from shardyard.tracking.files import write_atomically
 from shardyard.tracking.run.folder import RunFolder
 
-# The hooks that an engine needs for it; none without measuring.
-Watch = Callable[[deepspeed.DeepSpeedEngine], list[Hook]]
+# The hooks that an engine needs for it, beside a frozen model; none without measuring.
+Watch = Callable[[deepspeed.DeepSpeedEngine, nn.Module | None], list[Hook]]
 NAME = "allocated.json"
 
 
@@ -27,10 +28,12 @@ NAME = "allocated.json"
 def measured(job: Job, mesh: Mesh) -> Iterator[Watch]:
     """Count allocations inside, if the job asks for it."""
     if not job.measure:
-        yield lambda engine: []
+        yield lambda engine, frozen: []
         return
     with Allocations(mesh.device.type) as allocations:
-        yield lambda engine: [AllocationHook(engine, allocations, mesh, lambda found: _write(job.folder, found))]
+        yield lambda engine, frozen: [
+            AllocationHook(engine, allocations, mesh, lambda found: _write(job.folder, found), frozen)
+        ]
 
 
 def _write(folder: RunFolder, ranks: list[Allocated]) -> None:

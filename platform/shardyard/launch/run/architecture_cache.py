@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -73,9 +73,10 @@ def shipped_sizes(measured: Iterable[tuple[Recipe, Architecture]]) -> str:
 
 
 def _plain(architecture: Architecture) -> dict[str, object]:
-    """The fields of an architecture; findings only if there are any."""
-    fields = asdict(architecture)
-    return {name: value for name, value in fields.items() if name != "findings" or value != asdict(Findings())}
+    """The fields of an architecture but those of a teacher, which is not cached; findings only if there are any."""
+    fields = asdict(replace(architecture, frozen_parameters=0))
+    empty = {"findings": asdict(Findings()), "frozen_parameters": 0}
+    return {name: value for name, value in fields.items() if name not in empty or value != empty[name]}
 
 
 def shipped_size(recipe: Recipe) -> Architecture | None:

@@ -28,7 +28,9 @@ from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sources.files import matching
 from shardyard.recipe.sources.token_sets import any_sets_of, recognised_tokens
+from shardyard.recipe.weight_files import weights_in
 from shardyard.tracking.run.folder import RunFolder
+from shardyard.units import format_count
 
 # Share of filled positions above which a larger window gains next to nothing.
 _FULL = 0.995
@@ -54,9 +56,23 @@ def prepare(recipe: Recipe, world: World, *, remember: bool = False) -> RunPlan:
     architecture = known or _measure(recipe)
     if remember and known is None:
         keep(recipe, architecture)
+    architecture, taught = _with_teacher(recipe, architecture)
     isolated = with_findings(recipe, architecture.findings)
     plan = make_plan(recipe, architecture, world, rows=_rows_of_a_pass(isolated, world))
-    return replace(plan, reasons={**plan.reasons, **reasons, **_fullness(isolated, plan), **_tokens(recipe)})
+    return replace(plan, reasons={**plan.reasons, **reasons, **taught, **_fullness(isolated, plan), **_tokens(recipe)})
+
+
+def _with_teacher(recipe: Recipe, architecture: Architecture) -> tuple[Architecture, dict[str, str]]:
+    """The sizes with the weights of the teacher, if they are on this machine, and what the plan says of them."""
+    name = recipe.distillation.teacher
+    if objective_spec(recipe.objective).frozen != "teacher" or name is None:
+        return architecture, {}
+    found = weights_in(Path(name).expanduser())
+    if found is None:
+        return architecture, {"parameters_bytes": f"without the teacher {name}, whose weights are not on this machine"}
+    return replace(architecture, frozen_parameters=found), {
+        "parameters_bytes": f"with {format_count(found)} weights of the teacher"
+    }
 
 
 def _tokens(recipe: Recipe) -> dict[str, str]:

@@ -76,12 +76,13 @@ def measure_recipe(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
             raise
         check_narrow(config, recipe, error)
         return replace(found, tokens_per_row=row_shape(recipe.objective)(config, recipe.data, recipe.image)[1])
+    texts = spec.sequences * spec.texts
     return replace(
         found,
-        tokens_per_row=cost.tokens * spec.sequences,
-        flops_per_row=cost.flops * spec.sequences,
+        tokens_per_row=cost.tokens * texts,
+        flops_per_row=cost.flops * texts,
         kept_32=cost.kept,
-        logits_per_row=cost.logits * spec.sequences,
+        logits_per_row=cost.logits * texts,
     )
 
 

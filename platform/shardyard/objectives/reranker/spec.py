@@ -18,6 +18,7 @@ SPEC = ObjectiveSpec(
     sections=frozenset({"ranking"}),
     metrics={"accuracy": True, "mrr": True, "ndcg_at_10": True},
     row_shape="text",
+    texts=4,
     new_head=True,
     single_output=True,
 )

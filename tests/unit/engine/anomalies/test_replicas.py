@@ -54,6 +54,24 @@ def test_every_flipped_bit_is_noticed(dtype: torch.dtype) -> None:
     assert int(of([tensor])) == before
 
 
+def test_small_tensors_are_put_together_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    together = content_hash._together
+
+    def counted(parts: list[Tensor]) -> Tensor:
+        made.append(sum(part.numel() for part in parts))
+        return together(parts)
+
+    monkeypatch.setattr(content_hash, "_together", counted)
+    monkeypatch.setattr(content_hash, "HASHED_TOGETHER_BYTES", 10_000)
+    tensors = [torch.full((1000,), value, dtype=torch.float32) for value in range(5)]
+    of = ContentHash(CPU)
+    before = int(of(tensors))
+    assert made == [8000, 8000, 4000]
+    tensors[2][7] += 1
+    assert int(of(tensors)) != before
+
+
 def test_places_count() -> None:
     of = ContentHash(CPU)
     one = torch.arange(600_000, dtype=torch.float32)
