@@ -28,7 +28,7 @@ from shardyard.recipe.mixture.weights import lacks_sizes
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.sources.files import matching
 from shardyard.recipe.sources.token_sets import any_sets_of, recognised_tokens
-from shardyard.recipe.weight_files import weights_in
+from shardyard.recipe.sources.weight_files import weights_in
 from shardyard.tracking.run.folder import RunFolder
 from shardyard.units import format_count
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from shardyard.launch.run.prepare import prepare
 from shardyard.planning.plan import RunPlan, World
 from shardyard.recipe.schema import Recipe
-from shardyard.recipe.weight_files import weights_in
+from shardyard.recipe.sources.weight_files import weights_in
 from support.tiny import tiny_recipe, write_corpus
 
 
