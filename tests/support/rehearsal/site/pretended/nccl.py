@@ -21,6 +21,9 @@ def change(c10d: ModuleType) -> None:
     class ProcessGroupNCCL(c10d.ProcessGroupGloo):  # type: ignore[misc, name-defined]
         """Gloo that torch treats as NCCL; it keeps the timeout and ignores stream blocking."""
 
+        def _add_ephemeral_timeout(self, timeout: timedelta) -> None:
+            """torch gives collectives more time while it compiles; gloo's limit here is long enough."""
+
         def __init__(self, store: Any, rank: int, size: int, options: Options) -> None:
             super().__init__(store, rank, size, timeout=options._timeout)
             _ALIVE.append(self)
