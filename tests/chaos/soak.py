@@ -137,12 +137,13 @@ def main() -> int:
             f"goodput {found.goodput:.1%}",
             f"left over: {', '.join(found.left) or 'nothing'}",
         ]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
         differ = 0
         if options.check:
             plain = undisturbed(Path(scratch) / "plain", last)
             differ = sum(found.losses.get(step) != plain.get(step) for step in range(1, last + 1))
-            lines.append(f"losses that differ from the undisturbed run: {differ} of {last}")
-    sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.write(f"losses that differ from the undisturbed run: {differ} of {last}\n")
     return 1 if differ or found.left else 0
 
 
