@@ -28,6 +28,7 @@ import psutil
 from chaos.ranks import ranks_of
 from chaos.trial import Trial, trial
 from support.cli import Command
+from support.waiting import until
 
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
 # More than any soak reaches; the schedule of the learning rate depends on it.
@@ -111,10 +112,15 @@ def _stop(command: Command) -> None:
     assert code == 143, output
 
 
-def undisturbed(folder: Path, last: int) -> dict[int, float]:
-    """The losses of a run without faults, at least up to a step."""
+def undisturbed(folder: Path, last: int, seconds: float) -> dict[int, float]:
+    """The losses of a run without faults, at least up to a step, which takes it about so many seconds."""
+
+    def there() -> bool:
+        assert command.process.poll() is None, command.process.communicate()[0]
+        return bool(command.metrics()) and command.metrics()[-1]["step"] >= last
+
     with trial(folder, **SECTIONS) as one, one.start("launch", one.recipe) as command:
-        command.wait_for_step(last)
+        until(there, f"the undisturbed run has done step {last}", seconds=300 + 3 * seconds, every=2.0)
         _stop(command)
         return one.state().losses
 
@@ -141,7 +147,7 @@ def main() -> int:
         sys.stdout.flush()
         differ = 0
         if options.check:
-            plain = undisturbed(Path(scratch) / "plain", last)
+            plain = undisturbed(Path(scratch) / "plain", last, found.seconds)
             differ = sum(found.losses.get(step) != plain.get(step) for step in range(1, last + 1))
             sys.stdout.write(f"losses that differ from the undisturbed run: {differ} of {last}\n")
     return 1 if differ or found.left else 0
