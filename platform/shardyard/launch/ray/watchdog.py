@@ -30,8 +30,8 @@ POLL_SECONDS = 1.0
 GAP_SECONDS = 5.0
 # Speeds are compared over this many times hang_seconds.
 STRAGGLER_WINDOWS = 2.0
-# Time for the answer of a node: its ranks are asked for their stacks.
-ANSWER_SECONDS = 30.0
+# Time for the answers of all nodes: their ranks are asked for their stacks. One that cannot be reached gives none.
+ANSWER_SECONDS = 15.0
 
 
 class RanksHungError(Exception):
@@ -229,11 +229,12 @@ class Watchdog:
             raise RanksHungError(f"the run hangs: {headline}{more}", verdict.ranks)
 
     def _question(self, *, end: bool) -> Mapping[int, Evidence]:
-        asked = [(node, node.actor.question_and_end.remote(node.targets, end)) for node in self._nodes if node.actor]
+        asked = [node.actor.question_and_end.remote(node.targets, end) for node in self._nodes if node.actor]
         found = [one for node in self._nodes if not node.actor for one in question_and_end(node.targets, end=end)]
-        for _, call in asked:
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        for call in answered:
             with contextlib.suppress(RayError):
-                found += ray.get(call, timeout=ANSWER_SECONDS)
+                found += ray.get(call)
         return {one.rank: one for one in found}
 
     def _tell_slow(self, watched: Sequence[Watched], now: float) -> None:

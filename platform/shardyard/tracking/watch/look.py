@@ -17,7 +17,7 @@ from shardyard.tracking.watch.beat import Handle
 
 # Stacks come from a signal, in milliseconds; a process of a busy host may have to wait for its turn. torch's record
 # needs the interpreter, which a rank that hangs may keep.
-STACK_SECONDS = 8.0
+STACK_SECONDS = 5.0
 TRACE_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 # An answer of which nothing came for this long is whole.
