@@ -11,6 +11,7 @@ from shardyard.cli import main as cli
 H100 = ["plan", "gpt/llama3-8b", "--gpu", "h100-80gb", "--gpus", "8"]
 
 
+@pytest.mark.slow
 def test_a_plan_ends_with_what_makes_it_faster(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(H100) == 0
     name, change, gain = capsys.readouterr().out.splitlines()[-1].split("\t")
@@ -27,6 +28,7 @@ def test_a_plan_ends_with_what_makes_it_faster(capsys: pytest.CaptureFixture[str
     assert told["forecast"]["tokens_per_second"] == pytest.approx(changes[-1]["tokens_per_second"])
 
 
+@pytest.mark.slow
 def test_a_plan_that_fits_nowhere_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["plan", "gpt/llama2-70b", "--gpu", "rtx-4090", "--gpus", "8"]
     assert cli.run(small) == 0
@@ -38,6 +40,7 @@ def test_a_plan_that_fits_nowhere_says_what_is_missing(capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines() == [missing, fits]
 
 
+@pytest.mark.slow
 def test_the_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*H100, "--search"]) == 0
     printed = capsys.readouterr()

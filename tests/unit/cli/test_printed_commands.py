@@ -57,6 +57,7 @@ def texts() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_that_is_printed_is_one() -> None:
     told = [(name, command) for name, text in texts() for command in commands_in(text)]
     assert len(told) > 90

@@ -69,6 +69,7 @@ def _places(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.slow
 def test_the_page_of_files_is_current_and_has_a_line_for_each() -> None:
     written = runpy.run_path(str(REPOSITORY / "docs" / "develop" / "write_house.py"))
     text = written["page"]()

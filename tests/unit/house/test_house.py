@@ -64,6 +64,7 @@ def test_a_recipe_begins_with_the_schema_line(path: Path) -> None:
     assert (path.parent / first.removeprefix(SCHEMA_LINE)).resolve() == REPOSITORY / "recipes" / schema
 
 
+@pytest.mark.slow
 def test_tests_wait_for_states_and_not_for_times() -> None:
     found = [(file, *fault) for file, faults in sleeps.found().items() for fault in faults]
     allowed = sleeps.ALLOWED.keys()

@@ -72,6 +72,7 @@ def _entry(name: str) -> str | None:
     return next((entry for entry in LATE if name == entry or (entry[-1] == "/" and name.startswith(entry))), None)
 
 
+@pytest.mark.slow
 def test_imports_inside_functions_are_those_of_the_list() -> None:
     found = {path.relative_to(PACKAGE).as_posix(): late(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     wrong = [f"{name}:{one}" for name, some in sorted(found.items()) if _entry(name) is None for one in some]
@@ -90,6 +91,7 @@ def test_a_late_import_is_of_what_takes_time() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_a_late_import_is_of_what_is_not_there_already() -> None:
     """What the top of a file imports, directly or by a long way, costs nothing to import at the top as well."""
     at_the_top = {

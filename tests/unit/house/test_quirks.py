@@ -66,6 +66,7 @@ def _root(node: ast.expr) -> str | None:
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_private_names_and_patches_lie_in_quirks_modules() -> None:
     found = {
         name: [f"{name}:{line}: {what}" for line, what in faults((PACKAGE / name).read_text(encoding="utf-8"))]

@@ -15,6 +15,7 @@ from support.module_graph import PACKAGE
 MOST = {DICTS: 12, MAPPINGS: 48}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MOST, ids=["dict", "Mapping"])
 def test_no_more_mappings_are_without_a_shape(names: frozenset[str]) -> None:
     found = untyped(sources(PACKAGE), names)

@@ -280,6 +280,7 @@ def ladder(tmp_path: Path) -> SweepFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_the_law_of_a_sweep_predicts_a_larger_model(ladder: SweepFolder, tmp_path: Path) -> None:
     fit = fit_sweep(ladder)
     assert fit.law.loss(1e6, 1e7) == pytest.approx(LAW.loss(1e6, 1e7), rel=1e-4)

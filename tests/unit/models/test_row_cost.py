@@ -15,7 +15,7 @@ from transformers import BertConfig
 
 from shardyard.launch.run.prepare import prepare
 from shardyard.models.build import architecture_config, skeleton
-from shardyard.models.size.row_cost import row_cost
+from shardyard.models.size.row_cost import _Shapes, row_cost
 from shardyard.planning.plan import RunPlan, World
 from shardyard.recipe.schema import Data, Image, Model, Recipe
 from support.measured import planned
@@ -228,3 +228,20 @@ def test_a_row_of_a_reranker_has_several_documents() -> None:
     assert several.architecture.tokens_per_row == 4 * 64
     assert one.architecture.tokens_per_row == one.tokens_per_row
     assert several.architecture.logits_per_row == 4
+
+
+def test_a_repeated_operation_gives_what_it_gave_and_a_view_stays_one() -> None:
+    shapes, aten = _Shapes(), torch.ops.aten
+    rows = torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
+    for _ in range(2):
+        product = shapes.of(aten.mm.default, (rows, rows.T), {})
+        assert (product.shape, product.dtype, product.is_meta) == ((4, 4), torch.bfloat16, True)
+        assert shapes.of(aten.mul.Tensor, (rows.T, 2), {}).stride() == (1, 6)
+        assert shapes.of(aten.sum.dim_IntList, (rows, [1]), {"dtype": torch.float32}).dtype is torch.float32
+        normal, mean, _ = shapes.of(aten.native_layer_norm.default, (rows, [6], None, None, 1e-5), {})
+        assert (normal.shape, mean.shape) == ((4, 6), (4, 1))
+        view = shapes.of(aten._unsafe_view.default, (rows, [2, 12]), {})
+        assert view.untyped_storage()._cdata == rows.untyped_storage()._cdata
+        assert shapes.of(aten.mm.default, (torch.ones(2, 2), torch.ones(2, 2)), {}).tolist() == [[2, 2], [2, 2]]
+    first, second = (shapes.of(aten.mm.default, (rows, rows.T), {}) for _ in range(2))
+    assert first.untyped_storage()._cdata != second.untyped_storage()._cdata

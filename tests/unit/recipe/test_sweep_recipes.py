@@ -79,6 +79,7 @@ def test_the_schema_of_sweeps_is_current_and_accepts_what_loads() -> None:
         assert list(validator.iter_errors({**data, "serch": {}}))
 
 
+@pytest.mark.slow
 def test_the_shapes_of_the_architecture_search_cost_the_same() -> None:
     found = load_sweep("sweeps/architecture")
     costs = {}
@@ -102,6 +103,7 @@ def test_a_grid_is_every_combination_in_order(tmp_path: Path) -> None:
     assert trials[1].parameters == {"optimizer.lr": 1e-3, "model.dropout": 0.0, "train.seed": 2}
 
 
+@pytest.mark.slow
 def test_random_draws_are_the_same_for_the_same_seed_and_differ(tmp_path: Path) -> None:
     parameters = {
         "optimizer.lr": {"min": 1e-4, "max": 1e-1, "scale": "log"},

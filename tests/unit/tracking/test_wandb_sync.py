@@ -79,6 +79,7 @@ def test_restarts_become_one_run_with_each_step_once(
     assert list(run.path.rglob("*.wandb")) == [], "the upload leaves no files of its own behind"
 
 
+@pytest.mark.slow
 def test_a_second_upload_asks_nobody_and_more_steps_are_added(
     stub: WandbStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

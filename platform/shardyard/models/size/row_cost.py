@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -199,13 +200,14 @@ class _Products(TorchDispatchMode):
     def __init__(self, select: Callable[[Tensor], None], *, unmasked: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops, self._select, self._unmasked = 0, select, unmasked
+        self._shapes = _Shapes()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return int(self._unmasked and args[0].dtype is torch.bool)
         if func is torch.ops.aten._grouped_mm.default:
             return self._grouped(*args, **(kwargs or {}))
-        out = func(*args, **(kwargs or {}))
+        out = self._shapes.of(func, args, kwargs or {})
         if func in kept_operations():
             self._select(out)
         count = flop_registry.get(func._overloadpacket)
@@ -220,6 +222,64 @@ class _Products(TorchDispatchMode):
         out: Tensor = grouped(rows.bfloat16(), weights.bfloat16(), *others, **options).to(rows.dtype)
         self._select(out)
         return out
+
+
+class _Shapes:
+    """Outputs of operations on the meta device. The layers of a model repeat each other: an operation that has been
+    asked for the same shapes gives new tensors of the shapes that it gave then."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, list[_Shape]] = {}
+
+    def of(self, func: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
+        """What `func` gives: of the same sizes, strides and types, each on storage of its own where it had that."""
+        given: list[Tensor] = []
+        key = (func, _described(args, given), _described(tuple(kwargs.items()), given)) if _makes_new(func) else None
+        if key is None or not all(one.is_meta for one in given):
+            return func(*args, **kwargs)
+        known = self._known.get(key)
+        if known is not None:
+            made = tuple(_empty(size, strides, dtype=dtype, device=_META) for size, strides, dtype in known)
+            return made if len(made) > 1 else made[0]
+        out = func(*args, **kwargs)
+        found = out if isinstance(out, tuple) else (out,)
+        if all(isinstance(one, Tensor) and one.is_meta for one in found) and _own_storages(found, given):
+            self._known[key] = [(one.size(), one.stride(), one.dtype) for one in found]
+        return out
+
+
+def _own_storages(found: tuple[Tensor, ...], given: list[Tensor]) -> bool:
+    """Whether each output fills a storage of its own: some operations give views without saying so in their schema."""
+    before = {one.untyped_storage()._cdata for one in given}
+    storages = {one.untyped_storage()._cdata for one in found} - before
+    sizes = [
+        _empty(one.size(), one.stride(), dtype=one.dtype, device=_META).untyped_storage().nbytes() for one in found
+    ]
+    return len(storages) == len(found) and sizes == [one.untyped_storage().nbytes() for one in found]
+
+
+_Shape = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_META = torch.device("meta")
+_empty = torch.ops.aten.empty_strided.default
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether all that an operation gives are tensors that share nothing with its arguments, as its schema says."""
+    schema = func._schema
+    tensors = {str(one.type) for one in schema.returns} == {"Tensor"}
+    return tensors and not any(part.alias_info for part in (*schema.returns, *schema.arguments))
+
+
+def _described(value: Any, tensors: list[Tensor]) -> object:
+    """What of an argument decides about the shape of an output; its tensors are appended to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.size(), value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_described(one, tensors) for one in value)
+    # 1, 1.0 and True are equal, and make tensors of different types.
+    return type(value), value
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def test_what_the_lower_rate_cannot_hold_is_removed_and_not_mirrored(how: Any) -
     assert np.abs(heard[800:-800]).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_resampler_of_the_recipe_is_used_and_is_that_of_librosa() -> None:
     librosa = pytest.importorskip("librosa")
     clip = noise(0.7, 22_050)

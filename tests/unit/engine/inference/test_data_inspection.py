@@ -104,6 +104,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "≤ 32 tokens" in printed or "≤ 64 tokens" in printed
 
 
+@pytest.mark.slow
 def test_what_cutting_costs_is_told(tmp_path: Path) -> None:
     """Rows that are cut from concatenated documents begin within one; whole documents are not cut."""
     corpus = write_corpus(tmp_path, 100)
