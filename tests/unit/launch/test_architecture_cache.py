@@ -50,6 +50,26 @@ def test_the_first_plan_of_a_shipped_recipe_takes_its_sizes_from_beside_it(
     assert [path.name for path in cache.iterdir()] == ["probed"]
 
 
+def test_kept_sizes_are_those_of_every_run_of_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it reads and however it trains; what decides about sizes or findings makes another entry."""
+
+    def own(*overrides: str) -> Recipe:
+        return quickstart("model.config.n_layer=3", *overrides)
+
+    architecture_cache.keep(own(), SIZES)
+    assert recall(own()) == SIZES
+    text = cache / "text.jsonl"
+    text.write_text('{"text": "another"}\n')
+    assert recall(own(f"data.train=[{{path: {text}, holdout: 0.1}}]", "zero.stage=3", "cluster.workers=4")) == SIZES
+    assert recall(own("train.steps=7", "optimizer.lr=1", "schedule.warmup=0", "evaluate.every=5")) == SIZES
+    for other in ("data.sequence_length=64", "model.config.n_head=2", "tokenizer=bpe-docs-4k"):
+        assert recall(own(other)) is None, other
+    taught = own().distillation.model_copy(update={"teacher": "elsewhere"})
+    assert recall(own().model_copy(update={"distillation": taught})) is None
+    monkeypatch.setattr(architecture_cache.metadata, "version", lambda name: "0")
+    assert recall(own()) is None
+
+
 def test_the_first_plan_imports_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; import shardyard.launch.run.driver; "

@@ -31,15 +31,10 @@ from shardyard.tracking.files import write_atomically
 SIZES = "sizes.json"
 _ARCHITECTURE = TypeAdapter(Architecture)
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
-# Sections that do not affect the model, and fields that a run's resolved.yaml fixes if its recipe omits them. All other
-# sections are part of the key, even those that do not affect sizes today.
-_EXCLUDED: dict[str, bool | dict[str, bool]] = {
-    **dict.fromkeys(("name", "description", "cluster", "job", "tracking", "checkpoint"), True),
-    "train": dict.fromkeys(("precision", "steps", "tokens", "epochs", "minutes"), True),
-    "data": {"isolation": True},
-}
 # The parts of a recipe that, with the tokenizer, determine the sizes of a model.
 _SIZING = {"model", "objective", "tokenizer", "added_tokens", "data", "image"}
+# Findings follow from a teacher's vocabulary too; shipped recipes have findings of their own model alone.
+_FOUND_FROM = {*_SIZING, "distillation"}
 # A recipe with a module is not cached at all.
 _SIZELESS: dict[str, set[str] | dict[str, bool | set[str]]] = {
     "data": {
@@ -131,7 +126,7 @@ def _path(recipe: Recipe) -> Path | None:
     if recipe.model.pretrained is not None or tokenizer is None or names_code(recipe):
         return None
     contents = {
-        "recipe": recipe.model_dump(mode="json", exclude=_EXCLUDED),
+        "recipe": recipe.model_dump(mode="json", include=_FOUND_FROM, exclude=_SIZELESS),
         "versions": [metadata.version(name) for name in _PACKAGES],
         "files": [_stamp(path) for path in (*sorted(PACKAGE.rglob("*.py")), *tokenizer)],
     }

@@ -85,7 +85,7 @@ def _tokens(recipe: Recipe) -> dict[str, str]:
     sources = [source for source in recipe.data.train if source.path is None or matching(source.path)]
     named = [source for source in sources if recognised_tokens(source, training=True) is not None]
     way = recipe.data.tokenized
-    looks = way == "always" or (way == "auto" and any_sets_of(recipe.tokenizer))
+    looks = way == "always" or (way == "auto" and any_sets_of(recipe.tokenizer, sources))
     if not named and not looks:
         return {}
     from shardyard.data.tokenized.making import why_not

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shardyard.errors import DataError
@@ -29,12 +29,17 @@ def any_sets() -> bool:
     return next(manifests(), None) is not None
 
 
-def any_sets_of(tokenizer: str) -> bool:
-    """Whether there is any finished set of a tokenizer with this name, told by the first bytes of the manifests."""
-    named = json.dumps(tokenizer).encode()
+def any_sets_of(tokenizer: str, sources: Collection[Source]) -> bool:
+    """Whether there is any finished set of a tokenizer with this name that may be one of these sources, told by the
+    first bytes of the manifests: a set of an embedded corpus is none of files, nor of another corpus."""
+    named, corpora = json.dumps(tokenizer).encode(), {source.source for source in sources}
     for path in manifests():
         with contextlib.suppress(OSError), path.open("rb") as file:
-            if re.search(rb'"tokenizer": ' + re.escape(named), file.read(_HEAD_BYTES)):
+            head = file.read(_HEAD_BYTES)
+            corpus = re.search(rb'"corpus": "([^"]*)"', head)
+            if re.search(rb'"tokenizer": ' + re.escape(named), head) and (
+                corpus is None or corpus[1].decode(errors="replace") in corpora
+            ):
                 return True
     return False
 

@@ -280,10 +280,19 @@ def test_the_plan_says_that_tokens_are_read(tmp_path: Path) -> None:
 
 def test_only_sets_of_its_tokenizer_concern_a_plan(tmp_path: Path) -> None:
     """A plan loads no tokenizer, which may lie on a hub, on account of other sets of the machine."""
-    assert not any_sets_of("bytes")
-    tokenize_sources(data([Source(path=write_jsonl(tmp_path, [documents(9)]))]))
-    assert any_sets_of("bytes")
-    assert not any_sets_of("openai-community/gpt2")
+    sources = [Source(path=write_jsonl(tmp_path, [documents(9)]))]
+    assert not any_sets_of("bytes", sources)
+    tokenize_sources(data(sources))
+    assert any_sets_of("bytes", sources)
+    assert any_sets_of("bytes", [Source(path="elsewhere/*.jsonl")]), "the same files may have another name"
+    assert not any_sets_of("openai-community/gpt2", sources)
+
+
+def test_a_set_of_an_embedded_corpus_concerns_only_plans_with_that_corpus(tmp_path: Path) -> None:
+    corpus = [Source(source="python-docs")]
+    tokenize_sources(data(corpus))
+    assert any_sets_of("bytes", [Source(path="mine.jsonl"), *corpus])
+    assert not any_sets_of("bytes", [Source(path="mine.jsonl"), Source(source="python-docstrings")])
 
 
 def test_other_objectives_say_why_they_need_the_data_itself(tmp_path: Path, recipe: Data) -> None:
