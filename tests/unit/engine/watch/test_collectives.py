@@ -20,7 +20,7 @@ from shardyard.engine.watch.trace import answer_questions
 from shardyard.engine.world import Rank
 from shardyard.tracking.watch.beat import BEAT
 from shardyard.tracking.watch.judge import missing_from
-from shardyard.tracking.watch.look import Target, look, question_and_end
+from shardyard.tracking.watch.look import Collective, Target, look, question_and_end
 from support.ranks import run_ranks
 from support.waiting import until
 
@@ -40,9 +40,13 @@ def _seen_by_the_other(rank: Rank) -> list[str]:
     tensor = torch.ones(12)
     told: list[str] = []
     if rank.rank == 1:
-        other = until(lambda: [one for one in look(targets[:1]) if one.waiting], "rank 0 waits")[0]
-        waiting = other.waiting
-        assert waiting is not None
+
+        def in_all_reduce() -> Collective | None:
+            # It may still end the gathering above, of which this rank is done.
+            waiting = look(targets[:1])[0].waiting
+            return waiting if waiting is not None and waiting.operation == "all_reduce" else None
+
+        waiting = until(in_all_reduce, "rank 0 waits in all_reduce")
         told = [waiting.operation, waiting.kind, str(waiting.elements), str(waiting.members)]
         told.append(missing_from(look(targets), ())[1])
         (evidence,) = question_and_end(targets[:1], end=False)
