@@ -44,7 +44,10 @@ Overrides = Annotated[
         help="Override a field, e.g. train.steps=100.",
     ),
 ]
-RunsDir = Annotated[Path | None, typer.Option("--runs-dir", help="Where run folders are; SHARDYARD_RUNS or ./runs.")]
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", metavar="FOLDER", help="Where run folders are; SHARDYARD_RUNS or ./runs."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
 Try = Annotated[

@@ -165,7 +165,9 @@ def _hashed_bytes(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *
     and the products of some of them (`engine/anomalies/content_hash.py`)."""
     if recipe.zero.stage == 3 or mesh.world == 1 or not recipe.cluster.replicas.every:
         return 0
-    weights = _parameter_bytes(recipe) * architecture.parameters
+    # Quantised weights are buffers.
+    adapters = architecture.trained_parameters if recipe.model.adapter is not None else 0
+    weights = _parameter_bytes(recipe) * (architecture.parameters - architecture.quantized_parameters + adapters)
     return min(weights, HASHED_TOGETHER_BYTES) + min(weights, HASH_PRODUCTS_BYTES["cuda" if gpu else "cpu"])
 
 

@@ -35,7 +35,8 @@ def build_data(
     sample: Annotated[int, typer.Option("--sample", min=1, help="With --plan: documents of each source.")] = 1000,
     local: Annotated[bool, typer.Option("--local", help="Work in this process, without Ray.")] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Tasks at the same time. Default: one for each core.")
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Tasks at the same time. Default: one for each core."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is in the output folder.")] = False,
     as_json: AsJson = False,

@@ -24,8 +24,12 @@ cluster = typer.Typer(
     no_args_is_help=True,
     help="Start, inspect and stop a Ray cluster on this machine or on several hosts.",
 )
-Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores per node. Default: all cores, divided.")]
-Gpus = Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs per node. Default: all GPUs, divided.")]
+Cpus = Annotated[
+    int | None, typer.Option("--cpus", metavar="N", min=1, help="CPU cores per node. Default: all cores, divided.")
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", metavar="N", min=0, help="GPUs per node. Default: all GPUs, divided.")
+]
 Metrics = Annotated[bool, typer.Option("--metrics", help="Export Prometheus metrics, on ports without a token.")]
 
 

@@ -27,15 +27,19 @@ from shardyard.tracking.run.folder import runs_folder
 
 def dashboard(
     runs_dir: RunsDir = None,
-    host: Annotated[str, typer.Option("--host", help="Address of this machine to listen to.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any free one.")] = 8270,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address of this machine to listen to.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port; 0 takes any free one.")
+    ] = 8270,
     address: Annotated[
         str | None,
         typer.Option("--address", metavar="URL", help="Ray cluster, http://HEAD:8265. Default: as for `ps`."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with the token; created if missing.")
+        Path | None, typer.Option("--token-file", metavar="FILE", help="File with the token; created if missing.")
     ] = None,
     allow_host: Annotated[
         list[str] | None,

@@ -226,8 +226,8 @@ def verify_sets(
 @data.command("rows")
 def show_rows(
     run: RunName,
-    step: Annotated[int, typer.Option("--step", min=1, help="The step whose global batch is shown.")],
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to show.")] = 64,
+    step: Annotated[int, typer.Option("--step", metavar="STEP", min=1, help="The step whose global batch is shown.")],
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=1, help="Rows to show.")] = 64,
     only_from: Annotated[
         list[Path] | None,
         typer.Option("--only-from", metavar="DIR", help="For an untrusted run: read only files below DIR."),
@@ -264,7 +264,7 @@ def show_rows(
 @data.command("show")
 def show_set(
     name: SetName,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show of each split.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=0, help="Rows to show of each split.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Show a dataset: columns, licence, attribution, first rows."""

@@ -95,7 +95,9 @@ def push(
     public: Annotated[
         bool, typer.Option("--public", help="Create a repository that everybody can read; by default it is private.")
     ] = False,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch to commit to. Default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to commit to. Default: main.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
     trust: Trust = False,
     runs_dir: RunsDir = None,

@@ -21,7 +21,7 @@ _BAR = 40
 def inspect_data(
     name: RecipeName,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=0, help="Rows to show.")] = 3,
     sample: Annotated[int, typer.Option("--sample", min=1, help="Rows to make for the numbers.")] = 64,
     as_json: AsJson = False,
 ) -> None:

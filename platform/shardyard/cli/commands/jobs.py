@@ -65,8 +65,8 @@ def ps(
 def logs(
     job: JobName,
     follow_log: Annotated[bool, typer.Option("--follow", "-f", help="Follow until it ends.")] = False,
-    rank: Annotated[int | None, typer.Option("--rank", min=0, help="The log of this rank.")] = None,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="RANK", min=0, help="The log of this rank.")] = None,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", metavar="N", min=0, help="Only the last lines.")] = None,
     address: Address = None,
     on: OnScheduler = None,
     runs_dir: RunsDir = None,
@@ -112,7 +112,10 @@ def stop(
 def wait(
     job: JobName,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.0, help="Maximum wait in seconds; then the exit code is 124.")
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0.0, help="Maximum wait in seconds; then the exit code is 124."
+        ),
     ] = None,
     address: Address = None,
     on: OnScheduler = None,

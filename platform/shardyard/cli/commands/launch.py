@@ -34,7 +34,10 @@ TakeOver = Annotated[
 Step = Annotated[
     int | None,
     typer.Option(
-        "--step", min=0, help="Continue from the checkpoint of this step (0: from the start); later ones are set aside."
+        "--step",
+        metavar="STEP",
+        min=0,
+        help="Continue from the checkpoint of this step (0: from the start); later ones are set aside.",
     ),
 ]
 Trust = Annotated[
@@ -47,7 +50,9 @@ Profiled = Annotated[
         "--profile", help="Profile three of the first steps: a trace of each rank, where the time goes, what to change."
     ),
 ]
-Until = Annotated[int | None, typer.Option("--until", min=1, help="Pause after this step, with a checkpoint.")]
+Until = Annotated[
+    int | None, typer.Option("--until", min=1, metavar="STEP", help="Pause after this step, with a checkpoint.")
+]
 DryRun = Annotated[
     int | None,
     typer.Option(

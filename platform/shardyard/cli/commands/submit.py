@@ -32,7 +32,9 @@ def submit(
     name: RecipeName,
     overrides: Overrides = None,
     address: Address = None,
-    job_name: Annotated[str | None, typer.Option("--name", help="Name of the job. Default: the recipe's name.")] = None,
+    job_name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the job. Default: the recipe's name.")
+    ] = None,
     try_steps: Try = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow its log and exit with its exit code.")] = False,
     on: On = DEFAULT_SCHEDULER,

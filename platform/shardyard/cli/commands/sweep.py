@@ -31,7 +31,10 @@ SweepName = Annotated[
     typer.Argument(metavar="SWEEP", autocompletion=complete.sweep_ids, help="Id, unique beginning, path, or `latest`."),
 ]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster, host:port; RAY_ADDRESS, the recipe's, or a local one.")
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="Ray cluster, host:port; RAY_ADDRESS, the recipe's, or a local one."
+    ),
 ]
 
 
@@ -122,7 +125,7 @@ def show(
     runs_dir: RunsDir = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Write the figure here, .svg or .png."),
+        typer.Option("--plot", metavar="FILE", help="Write the figure here, .svg or .png."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -152,7 +155,9 @@ def show(
 def best(
     name: SweepName,
     runs_dir: RunsDir = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the recipe to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the recipe to this file.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Print the recipe of the best trial, ready to launch."""
@@ -196,7 +201,9 @@ def fit(
     name: SweepName,
     runs_dir: RunsDir = None,
     form: Annotated[str, typer.Option("--form", help="hoffmann or kaplan.")] = "hoffmann",
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write the figure here; .svg or .png.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the figure here; .svg or .png.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to the finished trials of a sweep over sizes and tokens."""

@@ -31,7 +31,8 @@ def tokenize_data(
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="With processes of this machine, without Ray.")] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes at a time; by default one for each core.")
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Processes at a time; by default one for each core."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Then read every byte and compare the checksums.")] = False,
     as_json: AsJson = False,

@@ -21,7 +21,9 @@ _SHOWN_TEXT = 80
 
 def trace_data(
     run: RunName,
-    step: Annotated[int | None, typer.Option("--step", min=1, help="Show the documents of this step's batch.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="STEP", min=1, help="Show the documents of this step's batch.")
+    ] = None,
     documents: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,7 +37,7 @@ def trace_data(
     listed: Annotated[
         Path | None, typer.Option("--documents", metavar="LIST", help="A file of such documents, one a line.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows of the step to show.")] = 64,
+    rows: Annotated[int, typer.Option("--rows", "-n", metavar="N", min=1, help="Rows of the step to show.")] = 64,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:

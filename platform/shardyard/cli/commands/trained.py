@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 # The end of the name of a standard error.
 STDERR = "_stderr"
 
-Step = Annotated[int | None, typer.Option("--step", help="Use the checkpoint of this step instead of the final model.")]
+Step = Annotated[
+    int | None,
+    typer.Option("--step", metavar="STEP", help="Use the checkpoint of this step instead of the final model."),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Also load files of the run that may execute code of their author."),
@@ -34,14 +37,18 @@ def sample(
         list[str], typer.Argument(metavar="PROMPT", help="Text to continue, translate or classify; a recording's file.")
     ],
     step: Step = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of a continuation.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Length of a continuation.")
+    ] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 always takes the most likely token.")
+        float, typer.Option("--temperature", metavar="NUMBER", min=0.0, help="0 always takes the most likely token.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random choice.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random choice.")] = 0,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="Picture that a vision–language model is asked about; repeatable."),
+        typer.Option(
+            "--image", metavar="FILE", help="Picture that a vision–language model is asked about; repeatable."
+        ),
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -82,12 +89,12 @@ def eval(
     run: RunName,
     step: Step = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Number of held-out rows. Default: the recipe's.")
+        int | None, typer.Option("--rows", metavar="N", min=1, help="Number of held-out rows. Default: the recipe's.")
     ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="lm-eval task by name or YAML file; repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents per task.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Documents per task.")] = None,
     classes: Annotated[
         str | None,
         typer.Option("--classes", metavar="COLUMN", help="Zero-shot classification by the names in this column."),

@@ -39,8 +39,12 @@ Paths = Annotated[
 def sync_runs(
     runs: Runs = None,
     everything: Annotated[bool, typer.Option("--all", help="All offline runs that are not uploaded yet.")] = False,
-    project: Annotated[str | None, typer.Option("--project", help="W&B project. Default: the recipe's.")] = None,
-    entity: Annotated[str | None, typer.Option("--entity", help="W&B team or user. Default: the recipe's.")] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", metavar="NAME", help="W&B project. Default: the recipe's.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", metavar="NAME", help="W&B team or user. Default: the recipe's.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be uploaded, without any request.")
     ] = False,

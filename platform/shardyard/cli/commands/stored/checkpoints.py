@@ -57,7 +57,9 @@ def list_checkpoints(run: RunName, runs_dir: RunsDir = None, as_json: AsJson = F
 @checkpoint.command("verify")
 def verify(
     run: RunName,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Only the checkpoint of this step.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="STEP", min=0, help="Only the checkpoint of this step.")
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -30,9 +30,15 @@ def convert(
             "of DeepSpeed; ranks: for --workers at --stage.",
         ),
     ],
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Default: the newest good one.")] = None,
-    stage: Annotated[int | None, typer.Option("--stage", min=0, max=3, help="ZeRO stage, with --to ranks.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Ranks, with --to ranks.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="STEP", min=0, help="Default: the newest good one.")
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", metavar="STAGE", min=0, max=3, help="ZeRO stage, with --to ranks.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Ranks, with --to ranks.")
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Also read checkpoints that may execute code.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
