@@ -183,7 +183,9 @@ def page(text: str, outcomes: Sequence[Outcome]) -> str:
     alone = [one for one in outcomes if one.alone]
     tables = table([one for one in outcomes if not one.alone])
     if alone:
-        tables += f"\n\nBy the engine alone (`--alone`):\n\n{table(alone)}"
+        tables += (
+            f"\n\nBy the engine alone, without Ray, by an option of `tests/breadth/dry_runs.py`:\n\n{table(alone)}"
+        )
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 

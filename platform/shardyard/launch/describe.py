@@ -6,6 +6,7 @@ Imports nothing large, because the entry points of waiting jobs use it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from shardyard.planning.shortage import shortage_in_words
@@ -45,6 +46,8 @@ from shardyard.units import format_bytes, format_seconds
 _NOT_SHOWN = frozenset({"perplexity"})
 _MOST_METRICS = 6
 _REASONS = 5
+# What Python puts before the words of the system.
+_ERRNO = re.compile(r"\[Errno \d+\] ")
 
 
 def describe(event: Event) -> str:
@@ -55,12 +58,12 @@ def describe(event: Event) -> str:
         case CheckpointSaved():
             return f"checkpoint at step {event.step}{_size_and_time(event)}"
         case CheckpointFailed():
-            return f"checkpoint at step {event.step} failed: {event.error}"
+            return f"checkpoint at step {event.step} failed: {_ERRNO.sub('', event.error)}"
         case CheckpointMirrored():
             return f"checkpoint at step {event.step} is in {event.url}{_size_and_time(event)}"
         case MirrorFailed():
             again = "; it is tried again" if event.then == "retry" else ""
-            return f"the copy of checkpoints failed: {event.error}{again}"
+            return f"the copy of checkpoints failed: {_ERRNO.sub('', event.error)}{again}"
         case Evaluated():
             loss = {} if event.loss is None else {"loss": event.loss}
             return f"evaluation at step {event.step}: {metrics_in_words({**loss, **event.metrics})}"

@@ -110,9 +110,11 @@ def estimate_memory(
         _reductions(recipe, architecture, mesh, step),
         _hashed_bytes(recipe, architecture, mesh, gpu=gpu) - activations - logits,
     )
+    several = recipe.train.global_batch > mesh.data * micro_batch
+    at_once = gradients if several else _gradients_of_the_only_batch(recipe, gradients, step)
     return Memory(
         parameters_bytes=gathered + (0 if recipe.zero.offload_parameters else parameters),
-        gradients_bytes=gradients,
+        gradients_bytes=at_once,
         optimizer_bytes=0 if recipe.zero.offload_optimizer else optimizer,
         activations_bytes=activations + _mask_of_shared_rows(recipe, mesh, micro_batch),
         # Each rank of a tensor-parallel group has the logits of the whole vocabulary.
@@ -160,14 +162,25 @@ def _reductions(recipe: Recipe, architecture: Architecture, mesh: MeshShape, ste
     return bucket + round(max(0.0, beside + copies - max(logits, working)))
 
 
+def _gradients_of_the_only_batch(recipe: Recipe, gradients: int, step: _Step) -> int:
+    """Without ZeRO in fp32, gradients of a step's only micro-batch come as its activations go, those of the first block
+    last. So at the peak there are as many as are more than the activations that are gone by then."""
+    if recipe.zero.stage or precision_of(recipe) != "fp32":
+        return gradients
+    gone = step.activations + step.logits - (1 + BACKWARD) * step.block
+    return max(0, min(gradients, round(gradients - gone)))
+
+
 def _hashed_bytes(recipe: Recipe, architecture: Architecture, mesh: MeshShape, *, gpu: bool) -> int:
     """What hashing the replicated weights of a step takes, when its activations are gone: small weights put together,
     and the products of some of them (`engine/anomalies/content_hash.py`)."""
     if recipe.zero.stage == 3 or mesh.world == 1 or not recipe.cluster.replicas.every:
         return 0
-    # Quantised weights are buffers.
+    # Quantised weights are buffers, and other ranks' experts are not here.
+    elsewhere = architecture.expert_parameters - architecture.expert_parameters // mesh.expert
     adapters = architecture.trained_parameters if recipe.model.adapter is not None else 0
-    weights = _parameter_bytes(recipe) * (architecture.parameters - architecture.quantized_parameters + adapters)
+    own = architecture.parameters - architecture.quantized_parameters - elsewhere + adapters
+    weights = _parameter_bytes(recipe) * own
     return min(weights, HASHED_TOGETHER_BYTES) + min(weights, HASH_PRODUCTS_BYTES["cuda" if gpu else "cpu"])
 
 

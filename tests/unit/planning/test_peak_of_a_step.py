@@ -132,3 +132,15 @@ def test_stage_2_gets_buckets_of_an_even_number() -> None:
         }
     )
     assert bucket_elements(recipe.zero, 4) == 254
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_of_a_steps_only_batch_come_as_activations_go(batches: int) -> None:
+    """Without ZeRO in fp32, which sets gradients to None after a step."""
+    train = {"global_batch": 4 * ROWS * batches, "steps": 10, "precision": "fp32"}
+    many = memory(0, train=train)
+    assert many.gradients_bytes == (0 if batches == 1 else 4 * PARAMETERS)
+    few = memory(0, vocabulary=8, train=train)
+    block = 2 * 34 * TOKENS * WIDTH
+    gone = few.activations_bytes + few.logits_bytes - round((1 + BACKWARD) * block)
+    assert few.gradients_bytes == 4 * PARAMETERS - (gone if batches == 1 else 0)

@@ -226,6 +226,12 @@ def test_all_events_of_the_package_are_written_and_read_through_the_registry() -
     assert written == _subclasses()
 
 
+def test_the_systems_words_are_told_without_its_number() -> None:
+    full = "[Errno 28] No space left on device"
+    assert describe(CheckpointFailed(step=4, error=full)) == "checkpoint at step 4 failed: No space left on device"
+    assert describe(MirrorFailed(error=full, then="end")) == "the copy of checkpoints failed: No space left on device"
+
+
 def test_anomalies_are_told_with_what_follows() -> None:
     spike = ONE_OF_EACH["anomaly"][1]
     assert isinstance(spike, AnomalyFound)
