@@ -28,7 +28,7 @@ from support.waiting import until
 TIMEOUT_SECONDS = 15
 NOBODY = "02:00:00:00:00:99"
 ENTRY = "shardyard.launch.jobs.entry"
-DRIVER, HEAD = "shardyard.launch.jobs.driver", "gcs_server"
+DRIVER, HEAD, DASHBOARD = "shardyard.launch.jobs.driver", "gcs_server", "dashboard/dashboard.py"
 # A scheduler's time between SIGTERM and SIGKILL.
 GRACE_SECONDS = 30.0
 # Names of the processes of a run.
@@ -181,7 +181,7 @@ def _cut_off(name: str, where: Where) -> Outcome:
         )
         seconds = time.monotonic() - began
         said = job.alpha.shardyard("wait", "hurt", timeout=120)
-        if name == HEAD:
+        if name in (HEAD, DASHBOARD):
             # A person starts the cluster anew; here one host is enough.
             for host in (job.beta, job.alpha):
                 host.shardyard("cluster", "down")
@@ -223,24 +223,6 @@ def _terminated(where: Where) -> Outcome:
         return Outcome(**{**vars(found), "detected": seconds, "good": good})
 
 
-def _dashboard(where: Where) -> Outcome:
-    """Ray's dashboard, which takes submissions, dies; the run must not notice."""
-    reference = where.reference()
-    with _job(where.cell) as job:
-        victims = job.of(job.alpha, "dashboard/dashboard.py", "ray-dashboard")
-        assert victims, "no dashboard"
-        job.one.note_fault()
-        for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                victim.kill()
-        job.go_on()
-        until(lambda: job.one.lines_of_info()["state"] == "finished", "the run finishes", seconds=300)
-        said = job.alpha.shardyard("wait", "hurt", timeout=120)
-        last = (said.stdout + said.stderr).strip().splitlines()[-1:]
-        text = f"the run went on undisturbed; `wait`: code {said.returncode}, {''.join(last)[:120]}"
-        return _ended(job, "by itself", reference, text)
-
-
 def _left(*made: Host) -> list[str]:
     """Processes that outlive `cluster down` on a host."""
 
@@ -276,5 +258,6 @@ def cells() -> list[Cell]:
             "to the entry point of a submitted job, in step 25",
             _terminated,
         ),
-        Cell("dashboard", around, "the dashboard of a cluster dies", killed, _dashboard),
+        # `ray start --block` ends its node when any of its daemons dies.
+        Cell("dashboard", around, "the dashboard of a cluster dies", killed, partial(_cut_off, DASHBOARD)),
     ]

@@ -87,6 +87,21 @@ def test_a_head_listens_where_it_is_told() -> None:
         assert option in command
 
 
+@pytest.mark.parametrize(
+    ("environment", "given"),
+    [
+        ({}, True),
+        ({"RAY_REDIS_ADDRESS": "redis.example:6379"}, False),
+        ({"RAY_gcs_rpc_server_reconnect_timeout_s": "90"}, False),
+    ],
+)
+def test_a_cluster_waits_for_its_head_only_where_it_can_come_back(environment: dict[str, str], given: bool) -> None:
+    ports = Ports(gcs=6379, dashboard=8265, client=7000)
+    command = nodes_plan.head_command(NodePlan("head", 2, None), RECORD, ports, environment)
+    limit = '--system-config={"gcs_rpc_server_reconnect_timeout_s": 15}'
+    assert [part for part in command if part.startswith("--system-config")] == ([limit] if given else [])
+
+
 def test_another_node_goes_to_the_head_and_takes_any_port() -> None:
     command = nodes_plan.worker_command(NodePlan("node-1", None, None), RECORD, None)
     assert "--address=127.0.0.1:6379" in command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -20,6 +21,10 @@ NAME_LABEL = "shardyard.node"
 START_LABEL = "shardyard.start"
 # Large tensors of a run never pass through the object store, unlike batches of Ray Data and checkpoints of Ray Tune.
 OBJECT_STORE_BYTES = 1 << 30
+# So long do nodes, drivers and ranks look for a head that does not answer; then they end. Ray's own limit is a minute.
+# A head that cannot reach a node for this long counts it as dead, too.
+HEAD_SECONDS = 15
+_HEAD_LIMIT = "gcs_rpc_server_reconnect_timeout_s"
 # The `ray` of this interpreter, independent of PATH.
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _RAY_ON_LOOPBACK = (sys.executable, "-m", "shardyard.launch.local_cluster.loopback")
@@ -90,13 +95,21 @@ def visible_gpus(visible: str | None, devices: int) -> tuple[str, ...]:
     return tuple(part.strip() for part in visible.split(",") if part.strip() not in ("", "-1"))
 
 
-def head_command(node: NodePlan, cluster: ClusterRecord, ports: Ports) -> list[str]:
-    """The `ray start` command of the head; it stays in the foreground and ends the node when a daemon dies."""
+def head_command(
+    node: NodePlan, cluster: ClusterRecord, ports: Ports, environment: Mapping[str, str] | None = None
+) -> list[str]:
+    """The `ray start` command of the head; it stays in the foreground and ends the node when a daemon dies.
+
+    Args:
+        environment: in which it starts. With an external Redis, or a limit of its own, the cluster waits for its head.
+    """
     host, _ = split_address(cluster.gcs)
+    comes_back = {"RAY_REDIS_ADDRESS", f"RAY_{_HEAD_LIMIT}"} & set(environment or {})
     return [
         *(*_ray(cluster), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *(f"--node-ip-address={host}", f"--port={ports.gcs}", f"--ray-client-server-port={ports.client}"),
         *(f"--dashboard-host={host}", f"--dashboard-port={ports.dashboard}"),
+        *([] if comes_back else [f"--system-config={json.dumps({_HEAD_LIMIT: HEAD_SECONDS})}"]),
         *_options(node, cluster),
     ]
 

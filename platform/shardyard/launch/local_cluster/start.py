@@ -72,7 +72,7 @@ def up(wishes: Wishes, report: Callable[[str], None]) -> ClusterRecord:
         record = replace(record, dashboard=f"http://{host}:{ports.dashboard}")
         with _all_or_nothing(record, wishes.metrics) as startup:
             report(f"starting a head at {record.gcs}")
-            startup.start(plans[0], nodes_plan.head_command(plans[0], record, ports))
+            startup.start(plans[0], nodes_plan.head_command(plans[0], record, ports, os.environ))
             startup.wait(lambda: knock(host, ports.gcs) is None and answers(record), "the head")
             if len(plans) > 1:
                 report(f"starting {len(plans) - 1} more node(s)")
