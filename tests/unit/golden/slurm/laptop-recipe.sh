@@ -14,7 +14,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=2
-#SBATCH --mem=17G
+#SBATCH --mem=16G
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 
