@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import shardyard
-from chaos.trial import FOUND, Fault, Measured, State, Trial, trial
+from chaos.trial import Fault, Measured, State, Trial, trial
+from shardyard.cli.view.troubles import troubles
 from shardyard.launch.describe import describe
 from shardyard.tracking.run.events import event_of
 
@@ -102,9 +103,9 @@ def told(one: Trial) -> str:
     failures = [line for line in one.lines("events.jsonl") if line["kind"] == "failure"]
     if failures:
         return str(failures[0]["causes"][0]["message"]).splitlines()[0][:160]
-    found = [line for line in one.lines("events.jsonl") if line["kind"] in FOUND]
+    found = troubles([event_of(line) for line in one.lines("events.jsonl")])
     if found:
-        return describe(event_of(found[0]))[:160]
+        return describe(found[0]).splitlines()[0][:160]
     lines = [line for output in one.output for line in output.splitlines() if line.startswith("Error")]
     return lines[0][:160] if lines else ""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +14,18 @@ from pathlib import Path
 import torch
 
 from chaos.box import Box
-from chaos.cell import Cell, Outcome, Where, finish, launched, outcome
+from chaos.cell import Cell, Outcome, Where, finish, outcome, told
 from chaos.trial import EVERY, Fault, Measured, Trial, trial
 from support.forged import forge, to_first_layout, with_code
 
 # One of them is in what a run says of its disk.
 WORDS = ("Error", "failed", "disk is full", "not be written")
-FULL, IO_ERROR, READ_ONLY = 28, 5, 30
+# How a save fails: the call and its error. With a full disk the run first removes an older checkpoint and tries again.
+SAVE_ERRORS = {
+    "no space left": ("pwritev", errno.ENOSPC, 2),
+    "an I/O error": ("fsync", errno.EIO, 1),
+    "a read-only file system": ("open", errno.EROFS, 1),
+}
 # Every operation of a save of ranks 0 and 1; numbers that do not occur are ignored.
 MOST_OPERATIONS = (30, 12)
 LONG_SECONDS = 1500.0
@@ -152,6 +159,35 @@ def _disk(kind: type[_Full | _ReadOnly], where: Where) -> Outcome:
         )
 
 
+def _save_error(fault: Fault, where: Where) -> Outcome:
+    """A save fails: the run goes on without it, and says where, why and what to do: in an event, in the terminal, and
+    afterwards in `runs RUN`."""
+    reference = where.reference()
+    with trial(where.cell) as one:
+        one.faults = [fault]
+        code = one.run("launch", one.recipe)
+        one.faults = []
+        found = outcome(one, finish(one, code), reference)
+        one.run("runs", one.folder)
+        shown = {"the terminal": one.output[0], "`runs RUN`": one.output[-1]}
+        wanted = _words_of_save_error(one, int(fault.act.removeprefix("oserror:")))
+        missing = [f"{word!r} in {place}" for place, text in shown.items() for word in wanted if word not in text]
+        said = f"not said: {', '.join(missing)}" if missing else told(one)
+        return Outcome(**{**vars(found), "told": said[:160], "good": found.good and not missing})
+
+
+def _words_of_save_error(one: Trial, code: int) -> list[str]:
+    """What a run must say of a save of step 30 that failed: which, where, why, and the command that goes on."""
+    failed = [line for line in one.lines("events.jsonl") if line["kind"] == "checkpoint_failed"]
+    return [
+        f"the checkpoint of step {failed[0]['step'] if failed else 30} could not be written: rank 1: ",
+        os.strerror(code),
+        "rank-00001.safetensors",
+        f"on {socket.gethostname()}",
+        f"shardyard resume {one.folder}",
+    ]
+
+
 def _operations(where: Where) -> Outcome:
     """The rank dies before each operation on files of a save, once in each of many saves; the run goes on each time."""
     places = [(rank, number) for rank, most in enumerate(MOST_OPERATIONS) for number in range(1, most + 1)]
@@ -175,7 +211,6 @@ def cells() -> list[Cell]:
     """All of them."""
     newest_file = "the largest file of the newest checkpoint, then `resume`"
     damages = {"flipped": _flip, "truncated": _truncate, "deleted": Path.unlink, "swapped": _swap}
-    errors = {"no space left": FULL, "an I/O error": IO_ERROR, "a read-only file system": READ_ONLY}
     return [
         *(
             Cell(f"checkpoint-{name}", "files", f"a file {name}", newest_file, partial(_damaged, damage))
@@ -190,13 +225,13 @@ def cells() -> list[Cell]:
         ),
         *(
             Cell(
-                f"save-error-{number}",
+                f"save-error-{code}",
                 "files",
                 f"{name} in a save",
-                f"an operation of rank 1's save of step 30 fails (errno {number})",
-                lambda where, number=number: launched(where, [Fault("save:2", f"oserror:{number}")]),
+                f"`{call}` of rank 1's save of step 30 fails ({errno.errorcode[code]}, {times}×)",
+                partial(_save_error, Fault(f"save:{call}", f"oserror:{code}", times=times)),
             )
-            for name, number in errors.items()
+            for name, (call, code, times) in SAVE_ERRORS.items()
         ),
         Cell(
             "disk-full",

@@ -246,4 +246,4 @@ def _with_room(session: Session, size_bytes: int, write: Callable[[], Path]) -> 
                 free = format_bytes(free_bytes(session.folder.path))
                 raise ShardyardError(f"{error}: it needs {format_bytes(size_bytes)} and {free} are free") from error
             text = f"the disk is full: {', '.join(path.name for path in removed)} made room for the trained model"
-            session.event_log.event(Notice(text=text))
+            session.event_log.event(Notice(text=text, warns=True))

@@ -172,7 +172,7 @@ class Session:
 
     def restore(self) -> int:
         """Load the newest checkpoint if there is one; returns the number of completed steps."""
-        found = self.checkpointer.restore(lambda text: self.event_log.event(Notice(text=text)))
+        found = self.checkpointer.restore(lambda text: self.event_log.event(Notice(text=text, warns=True)))
         done = 0
         if found is not None:
             state, streams = found

@@ -58,7 +58,7 @@ def describe(event: Event) -> str:
         case CheckpointSaved():
             return f"checkpoint at step {event.step}{_size_and_time(event)}"
         case CheckpointFailed():
-            return f"checkpoint at step {event.step} failed: {_ERRNO.sub('', event.error)}"
+            return _not_saved(event)
         case CheckpointMirrored():
             return f"checkpoint at step {event.step} is in {event.url}{_size_and_time(event)}"
         case MirrorFailed():
@@ -252,6 +252,12 @@ def _recovered(event: Recovered) -> str:
     how = " by spare processes" if event.spares else ""
     seconds = event.seconds if event.seconds is not None and math.isfinite(event.seconds) else 0.0
     return f"recovered{how}: step {event.step} after {format_seconds(seconds)}{f' ({phases})' if phases else ''}"
+
+
+def _not_saved(event: CheckpointFailed) -> str:
+    """The error names the step itself where the checkpoint was refused as a whole."""
+    text = _ERRNO.sub("", event.error)
+    return text if text.startswith("the checkpoint of step ") else f"checkpoint at step {event.step} failed: {text}"
 
 
 def _size_and_time(event: CheckpointSaved | CheckpointMirrored) -> str:

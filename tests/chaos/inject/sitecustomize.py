@@ -5,7 +5,8 @@ which every rank writes what it consumed. Nothing of the package knows of this: 
 imported.
 
 Places: `data`, `forward`, `backward`, `update` (the optimizer), `result` of a step, `batch` (its loss, before the
-gradient), `weights` (after a step), and `save:N` or `load:N`, the N-th operation on a file below checkpoints/.
+gradient), `weights` (after a step), and `save:N` or `load:N`, the N-th operation on a file below checkpoints/, or
+`save:NAME`, the next one of this name: `open`, `pwritev`, `fsync`, `os.mkdir`, `os.rename`, ...
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NOW = {"step": 0, "saving": False, "operations": 0, "loads": 0, "busy": False}
 # Operations on files that Python reports, see https://docs.python.org/3/library/audit_events.html.
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree")
 # And those that it does not report, with a descriptor as the first argument.
-DESCRIPTORS = ("writev", "fsync")
+DESCRIPTORS = ("write", "writev", "pwrite", "pwritev", "fsync")
 
 
 def rank():
@@ -178,8 +179,8 @@ def into_checkpoint(module):
         return inner(*arguments, **options)
 
 
-def look(event, arguments):
-    """An operation on a file; an exception makes it fail."""
+def look(event, arguments, name=""):
+    """An operation on a file; an exception makes it fail. `name`: of one on a descriptor."""
     if not NOW["busy"] or event not in OPERATIONS or not isinstance(arguments[0], str | os.PathLike):
         return
     if "/checkpoints" not in os.fspath(arguments[0]) + "/":
@@ -189,6 +190,7 @@ def look(event, arguments):
         with open(os.path.join(LOG, f"operations-{rank() or 0}.txt"), "a") as file:
             file.write(f"{NOW['busy']} {NOW['operations']} {NOW['step']} {event} {arguments[0]} {arguments[1:2]}\n")
     reach(f"{NOW['busy']}:{NOW['operations']}")
+    reach(f"{NOW['busy']}:{name or event}")
     reach(NOW["busy"])
 
 
@@ -199,7 +201,7 @@ def look_at_descriptors():
         @wrap(os, name)
         def _(inner, descriptor, *more, name=name):
             if NOW["busy"]:
-                look("open", (os.readlink(f"/proc/self/fd/{descriptor}"), name))
+                look("open", (os.readlink(f"/proc/self/fd/{descriptor}"), name), name)
             return inner(descriptor, *more)
 
 

@@ -153,7 +153,7 @@ def test_a_checkpoint_that_failed_is_told_and_tried_again() -> None:
     assert notes.events == [
         failed,
         failed,
-        Notice(text="the disk is full: step-00000010 made room for the checkpoint of step 20"),
+        Notice(text="the disk is full: step-00000010 made room for the checkpoint of step 20", warns=True),
         CheckpointSaved(step=20, path="step-00000020", seconds=0.5, paused_seconds=0.25, bytes=7),
     ]
     hook.save(20)

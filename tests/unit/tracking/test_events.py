@@ -203,6 +203,13 @@ def test_every_kind_is_in_the_registry_with_its_fields_and_severity(tmp_path: Pa
     assert all(describe(event) for _, event in ONE_OF_EACH.values())
 
 
+def test_a_notice_of_a_loss_is_a_warning(tmp_path: Path) -> None:
+    write_event(tmp_path / "events.jsonl", Notice(time=1.0, text="the disk is full", warns=True))
+    (found,) = read_events(tmp_path / "events.jsonl")
+    assert (found.severity, describe(found)) == ("warning", "the disk is full")
+    assert event_of({"kind": "notice", "text": "of an earlier version"}).severity == "notice"
+
+
 def _subclasses() -> set[str]:
     return {one.__name__ for one in Event.__subclasses__()}
 

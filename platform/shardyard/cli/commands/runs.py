@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from shardyard.cli.options import AsJson, Quiet, RunsDir, listed_folder
-from shardyard.cli.view import complete, output
+from shardyard.cli.view import complete, output, troubles
 from shardyard.cli.view.plot import bars, plot
 from shardyard.launch.describe import number
 from shardyard.launch.run.progress import rounded_seconds
 from shardyard.tracking.files import encode
 from shardyard.tracking.run import profile
+from shardyard.tracking.run.events import line_of, read_events
 from shardyard.tracking.run.folder import RunFolder, list_runs, runs_dir_option
 from shardyard.tracking.run.predicted import compared, measured
 from shardyard.tracking.run.summary import Summary, curve, summarize
@@ -89,7 +90,9 @@ def _show(run: RunFolder, as_json: bool) -> None:
         profiled = {} if found is None else {"profile": asdict(found)}
         hang = report.newest(run.path)
         hung = {} if hang is None else {"hang": {"path": str(hang[0]), "text": hang[1]}}
-        _print_json({**info.raw, **asdict(summary), "measured": asdict(measured(run)), **profiled, **hung})
+        wrong = [line_of(event) for event in troubles.troubles(read_events(run.events))]
+        measured_ = {"measured": asdict(measured(run)), "troubles": wrong}
+        _print_json({**info.raw, **asdict(summary), **measured_, **profiled, **hung})
         return
     provenance = info.provenance
     packages = " ".join(f"{name} {version}" for name, version in (provenance.get("packages") or {}).items())
@@ -113,6 +116,8 @@ def _show(run: RunFolder, as_json: bool) -> None:
         "folder": run.path,
     }
     output.print_table(("", ""), [(name, str(value)) for name, value in rows.items() if value not in (None, "")])
+    if told := troubles.lines(read_events(run.events)):
+        output.line("\n".join(["", *told]))
     if (found := profile.read(run)) is not None:
         output.line("\n".join(["", *profile.lines(found)]))
     if (hang := report.newest(run.path)) is not None:

@@ -80,16 +80,16 @@ class _Share:
     errors: tuple[str, ...]
     entry: FileEntry | None
     members: tuple[str, ...]
-    full: bool
+    codes: frozenset[int]
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class _NotSaved:
-    """Why a checkpoint could not be written; `full`: the disk lacks space, and the checkpoint needs `size_bytes`."""
+    """Why a checkpoint of `size_bytes` could not be written: the error of each rank, and their numbers (`errno`)."""
 
     text: str
-    full: bool
+    codes: frozenset[int]
     size_bytes: int
 
 
@@ -193,7 +193,7 @@ class Checkpointer:
         # Make room before the disk is full, which would affect other programs; and again if it is full nevertheless.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
         while isinstance(outcome := self._try(contents, started), _NotSaved):
-            freed = self._make_room(outcome.size_bytes) if outcome.full else []
+            freed = self._make_room(outcome.size_bytes) if files.says_full(outcome.codes) else []
             if not freed:
                 return replace(outcome, text=self._refusal(step, outcome))
             removed += freed
@@ -216,11 +216,13 @@ class Checkpointer:
             self._collect(contents.state.step)
         own = self._files
         own.write(partial / file_of_rank(self._mesh.rank), json.dumps(contents.random))
-        shares = _Share(contents.streams, tuple(own.errors), own.entry, tuple(own.members), own.full, own.size_bytes)
+        codes = frozenset(own.codes)
+        shares = _Share(contents.streams, tuple(own.errors), own.entry, tuple(own.members), codes, own.size_bytes)
         everything = self._agreeing.gather(shares)
         errors = [f"rank {rank}: {text}" for rank, share in enumerate(everything) for text in share.errors]
-        full, size_bytes = any(one.full for one in everything), sum(one.size_bytes for one in everything)
-        outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), full, size_bytes) if errors else None
+        codes = frozenset().union(*(one.codes for one in everything))
+        size_bytes = sum(one.size_bytes for one in everything)
+        outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), codes, size_bytes) if errors else None
         if self._mesh.is_first:
             outcome = outcome or self._commit(partial, contents.state, everything, started)
             if isinstance(outcome, _NotSaved):
@@ -238,15 +240,19 @@ class Checkpointer:
 
     def _refusal(self, step: int, failed: _NotSaved) -> str:
         text = f"the checkpoint of step {step} could not be written: {failed.text}"
-        if not failed.full:
-            return text
+        run = typed(self.folder.parent)
+        then = (
+            f"then `shardyard resume {run}` continues from the last good checkpoint, and `shardyard export {run} "
+            "FOLDER` writes its model elsewhere."
+        )
+        if not files.says_full(failed.codes):
+            advice = files.what_to_do(failed.codes)
+            return f"{text}\n{advice}, or put runs on another disk with --runs-dir; {then}" if advice else text
         free = self._agreeing.from_first(files.free_bytes(self.folder) if self._mesh.is_first else 0)
         return (
             f"{text}\n{self.folder} needs {format_bytes(failed.size_bytes)} for it and has {format_bytes(free)} free. "
             f"Free some space there, or keep fewer checkpoints (checkpoint.keep is {self._keep}; on full disks older "
-            "ones are removed, except the last good one), or put runs on another disk with --runs-dir; then `shardyard "
-            f"resume {typed(self.folder.parent)}` continues from the last good checkpoint, and `shardyard export "
-            f"{typed(self.folder.parent)} FOLDER` writes its model elsewhere."
+            f"ones are removed, except the last good one), or put runs on another disk with --runs-dir; {then}"
         )
 
     def _commit(
@@ -264,7 +270,9 @@ class Checkpointer:
             path = files.commit(self.folder, state.step, entries, members=members, good=True, **self._metadata)
             files.rotate(self.folder, self._keep, keep_damaged=self._keep_damaged, wait=False)
         except (OSError, ShardyardError) as error:
-            return _NotSaved(f"rank 0: {error}", files.is_full(error), size_bytes)
+            text = files.located(error, partial) if isinstance(error, OSError) else str(error)
+            code = getattr(error, "errno", None)
+            return _NotSaved(f"rank 0: {text}", frozenset({code} if code else ()), size_bytes)
         size_bytes = sum(entry.size_bytes for entry in entries.values())
         return Saved(path, state.step, size_bytes, time.monotonic() - started)
 

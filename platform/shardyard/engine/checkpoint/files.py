@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,18 @@ _DAMAGED = "damaged-"
 _FEW_FILES, _REMOVERS = 16, 8
 # Files that are read at once when they are copied.
 SMALL_BYTES = 64 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What an error of a file says of its disk, and what helps.
+_ADVICE = {
+    frozenset({errno.EROFS}): "Its file system is read-only: mounted so, or made so by the kernel because of errors "
+    "(`dmesg -T` there). Mend it and mount it for writing",
+    frozenset(
+        {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO}
+    ): "The disk, or the "
+    "server of a shared file system, has lost data or does not answer (`dmesg -T` there says more). Mend it",
+    frozenset({errno.EACCES, errno.EPERM}): "The user of the run may not write there. Give it the right to",
+    frozenset({errno.EMFILE, errno.ENFILE}): "Too many files are open there. Raise the limit (`ulimit -n`)",
+}
 _removing: list[threading.Thread] = []
 
 
@@ -391,7 +404,23 @@ def free_bytes(folder: Path) -> int:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk or the user's quota is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and says_full((error.errno or 0,))
+
+
+def located(error: OSError, path: Path) -> str:
+    """An error with the host and the file that it is about."""
+    where = "" if error.filename else f" in {path}"
+    return f"{error}{where} on {socket.gethostname()}"
+
+
+def says_full(codes: Collection[int]) -> bool:
+    """Whether one of these numbers of errors (`errno`) says that the disk or the user's quota is full."""
+    return bool(_FULL & set(codes))
+
+
+def what_to_do(codes: Collection[int]) -> str:
+    """What the numbers of errors mean for the disk, and what helps, as the beginning of a sentence; "" if unknown."""
+    return next((text for known, text in _ADVICE.items() if known & set(codes)), "")
 
 
 def _is_marked_good(folder: Path) -> bool:

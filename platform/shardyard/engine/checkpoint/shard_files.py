@@ -19,9 +19,9 @@ from shardyard.errors import CheckpointError
 class ShardFiles(CheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's interface for writing files: what it writes in several becomes one, with deferred errors.
 
-    `copies`: `save` copies the states; otherwise `write` is called before training goes on. `full`: whether an error
-    was a lack of space; `size_bytes`: the size of the file, written or not. `source`: the checkpoint that DeepSpeed
-    reads.
+    `copies`: `save` copies the states; otherwise `write` is called before training goes on. `errors`, `codes`: what
+    went wrong, as text and as numbers of the system (`errno`); `size_bytes`: the size of the file, written or not.
+    `source`: the checkpoint that DeepSpeed reads.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
     def _forget(self) -> None:
         self.entry: FileEntry | None = None
         self.errors: list[str] = []
-        self.full = False
+        self.codes: set[int] = set()
         self.size_bytes = 0
 
     def drop(self) -> None:
@@ -58,7 +58,8 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Create the folder of a checkpoint; an error is kept until all ranks exchange their errors."""
         folder = Path(path)
-        self.kept(lambda: (folder.parent if folder.name == ENGINE_TAG else folder).mkdir(parents=True, exist_ok=True))
+        folder = folder.parent if folder.name == ENGINE_TAG else folder
+        self.kept(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
 
     def save(self, state_dict: Any, path: str) -> None:
         """Take, or copy, the contents of one of DeepSpeed's files; `write` reports what could not be copied."""
@@ -82,7 +83,7 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
         if self._uncopied:
             self.errors.append(self._uncopied)
         else:
-            self.kept(lambda: self._write(path, random))
+            self.kept(lambda: self._write(path, random), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """The state in one of DeepSpeed's files, which matches the manifest but may have an untrusted author."""
@@ -93,12 +94,14 @@ class ShardFiles(CheckpointEngine):  # type: ignore[misc]
         """Nothing to do: `Checkpointer` commits the whole folder."""
         return True
 
-    def kept(self, action: Callable[[], object]) -> None:
-        """Run a disk operation and keep its error until all ranks exchange their errors."""
+    def kept(self, action: Callable[[], object], path: Path) -> None:
+        """Run an operation on a file and keep its error until all ranks exchange their errors."""
         try:
             action()
-        except (OSError, CheckpointError) as error:
-            self.full |= files.is_full(error)
+        except OSError as error:
+            self.codes |= {error.errno} if error.errno else set()
+            self.errors.append(files.located(error, path))
+        except CheckpointError as error:
             self.errors.append(str(error))
 
     def _write(self, path: Path, random: str) -> None:

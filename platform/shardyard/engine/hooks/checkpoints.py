@@ -101,7 +101,7 @@ class CheckpointHook(Hook):
         self.saved_step = saved.step
         if saved.removed:
             text = f"the disk is full: {', '.join(saved.removed)} made room for the checkpoint of step {saved.step}"
-            self._events.event(Notice(text=text))
+            self._events.event(Notice(text=text, warns=True))
         self._events.event(
             CheckpointSaved(
                 step=saved.step,

@@ -86,7 +86,10 @@ class Tracker:
     def _tell_of_late_lines(self) -> None:
         if late := self._metrics.take_late():
             self.event(
-                Notice(text=f"{self.folder.metrics.name} could not be written for a while; {late} lines came late")
+                Notice(
+                    text=f"{self.folder.metrics.name} could not be written for a while; {late} lines came late",
+                    warns=True,
+                )
             )
 
     def _is_ours(self) -> bool:

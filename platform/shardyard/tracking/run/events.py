@@ -335,9 +335,15 @@ class Straggler(Event):
 @registered("notice", "notice")
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """A text message, as in a log."""
+    """A text message, as in a log. warns: something was lost or did not work."""
 
     text: str = ""
+    warns: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        """A warning if it warns."""
+        return "warning" if self.warns else "notice"
 
 
 @dataclass(frozen=True, kw_only=True)
