@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -105,7 +104,7 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
             keep=recipe.checkpoint.keep,
             keep_damaged=recipe.checkpoint.keep_damaged,
             metadata=metadata,
-            background=_writes_beside(recipe, plan, mesh, report),
+            background=_writes_beside(recipe, plan, mesh, event_log),
             may_write=folder.check_held,
             faster_b=lr_of_b(recipe) is not None,
             trust=trust,
@@ -135,15 +134,22 @@ def assemble(recipe: Recipe, plan: RunPlan, folder: RunFolder, mesh: Mesh, *, tr
     return session
 
 
-def _writes_beside(recipe: Recipe, plan: RunPlan, mesh: Mesh, report: Callable[[str], None]) -> bool:
-    """Whether checkpoints are written beside training; not where a host lacks the memory for it, which is reported."""
+def _writes_beside(recipe: Recipe, plan: RunPlan, mesh: Mesh, events: EventLog) -> bool:
+    """Whether checkpoints are written beside training; not where a host lacks the memory for it now, which only its
+    ranks know. A warning says so: a run that goes on after a failure must not end of it."""
     if not plan.background:
         return False
     why = lacks_room(copy_bytes(recipe, plan.memory) * ranks_here())
     found = sorted({text for text in mesh.world.gather(why) if text})
-    if found:
-        report(f"checkpoints are written between two steps: {found[0]}; checkpoint.background: false says so")
-    return not found
+    if not found:
+        return True
+    asked = "checkpoint.background is true, but " if recipe.checkpoint.background else ""
+    text = (
+        f"{asked}{found[0]}: checkpoints are written between two steps, which wait for the disk. Free memory there, or "
+        "set checkpoint.background to false"
+    )
+    events.event(Notice(text=text, warns=True))
+    return False
 
 
 def _tracker(recipe: Recipe, folder: RunFolder) -> Tracker:

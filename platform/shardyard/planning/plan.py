@@ -50,12 +50,14 @@ class World:
 
     device_bytes: memory of each device, if known.
     bf16: whether the devices that train (not the planning machine) have bf16 units.
+    host_bytes: memory of the host, if all ranks are on one whose memory is known.
     """
 
     size: int
     gpu: bool
     device_bytes: int | None = None
     bf16: Bf16 = field(default_factory=Bf16)
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     Raises:
         RecipeError: the world cannot be split into the recipe's axes, its data-parallel ranks do not divide the batch
             or the streams, or its ranks would share a GPU. The recipe's own `cluster.workers` has been checked before;
-            this check is for other worlds.
+            this check is for other worlds. Or `checkpoint.background` is asked for, and memory lacks the room.
     """
     reasons: dict[str, str] = {}
     _check_findings(recipe, architecture.findings)
@@ -204,7 +206,9 @@ def make_plan(recipe: Recipe, architecture: Architecture, world: World, *, rows:
     if recipe.train.minutes is not None:
         reasons["steps"] += f"; fewer if {recipe.train.minutes:g} minutes hold fewer, measured when it starts"
     memory = estimate_memory(recipe, architecture, mesh, micro_batch=micro_batch, gpu=world.gpu)
-    background, reasons["background"] = background_of(recipe, memory, world.device_bytes, gpu=world.gpu)
+    background, reasons["background"] = background_of(
+        recipe, memory, world.device_bytes, gpu=world.gpu, ranks=world.size, host_bytes=world.host_bytes
+    )
     plan = RunPlan(
         world=world,
         mesh=mesh,

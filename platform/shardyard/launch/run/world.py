@@ -37,7 +37,8 @@ def world_of(
     size = 1 if local else settings.workers
     here = local or not (elsewhere or cluster_address(settings))
     bf16 = bf16_here(gpu=gpu) if here else Bf16()
-    return World(size=size, gpu=gpu, device_bytes=_device_bytes(settings, gpu=gpu, workers=size), bf16=bf16)
+    memory = _device_bytes(settings, gpu=gpu, workers=size)
+    return World(size=size, gpu=gpu, device_bytes=memory, bf16=bf16, host_bytes=_host_bytes() if here else None)
 
 
 def bf16_here(*, gpu: bool) -> Bf16:
@@ -84,7 +85,12 @@ def _device_bytes(settings: Cluster, *, gpu: bool, workers: int) -> int | None:
     if cluster_address(settings) is not None:
         return None
     # CPU ranks of one machine share its memory.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // workers
+    return _host_bytes() // workers
+
+
+def _host_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gpu_bytes(share: float) -> int | None:

@@ -48,7 +48,9 @@ class Train(Section):
         "sequences",
         ge=1,
     )
-    seed: int = described(1234, "Seed of initial weights, data order and dropout.", ge=0, lt=2**32)
+    seed: int = described(
+        1234, "Seed of initial weights, data order, dropout, and the generators of Python and NumPy.", ge=0, lt=2**32
+    )
     precision: Precision | None = described(
         None,
         "Number format of the forward and backward pass; master weights are fp32. Default: bf16 where the devices that "
@@ -197,7 +199,8 @@ class Checkpoint(Section):
     background: bool | None = described(
         None,
         "Write checkpoints while training goes on: a step waits only for a copy of a rank's states in host memory, "
-        "which the plan counts. false writes them between two steps, without the copy. Default: false.",
+        "which the plan counts; true is refused where it lacks the room. false writes them between two steps, without "
+        "the copy. Default: false.",
     )
     mirror: str | None = described(
         None,
