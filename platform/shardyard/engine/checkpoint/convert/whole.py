@@ -1,5 +1,7 @@
 """The weights in fp32, and the optimizer's states, of a checkpoint: whole parameters in files of safetensors.
 
+What axes have split is joined, with the names of a model on one rank.
+
     model.safetensors         every weight by its name in training, trained ones in fp32, and buffers
     exp_avg.safetensors …     each state of the optimizer that has a value for every weight, by the same names
     state.json                step, counters, and states that are single numbers
@@ -15,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.checkpoint.constants import FROZEN_PARAM_SHAPES
+from deepspeed.checkpoint.constants import FROZEN_PARAM_SHAPES, PARAM_SHAPES
 from safetensors import safe_open
 from torch import Tensor
 
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.convert.target import target
 from shardyard.engine.checkpoint.elsewhere import States, read_states
+from shardyard.engine.checkpoint.expert_weights import is_stacked, name_in_transformers
 from shardyard.engine.checkpoint.parts import Values
 from shardyard.engine.checkpoint.shards import opened
 from shardyard.errors import CheckpointError
 from shardyard.models.export.shards import ShardFile
 
 MODEL = "model"
-_SPLITTING = ("tensor_parallel", "sequence_parallel", "expert_parallel")
 
 
 @dataclass(frozen=True)
@@ -51,35 +53,34 @@ class Whole:
         return [MODEL, *sorted({key for one in self.states.trained.values() for key in one.states})]
 
 
-def read_whole(folder: Path, names: Callable[[], list[str]], *, trust: bool = False) -> Whole:
+def read_whole(folder: Path, in_order: Callable[[], list[str]], *, trust: bool = False) -> Whole:
     """A verified checkpoint by parameter.
 
     Args:
-        names: those of trained parameters in the order of the optimizer's groups; called for ZeRO stage 0, whose
+        in_order: names of trained parameters in the order of the optimizer's groups; called for ZeRO stage 0, whose
             files do not have them.
 
     Raises:
-        CheckpointError: it is damaged, or axes besides data split the model.
+        CheckpointError: it is damaged.
     """
     manifest = files.read_manifest(folder)
-    split = {name: manifest.get(name, 1) for name in _SPLITTING if manifest.get(name, 1) != 1}
-    if split:
-        told = ", ".join(f"{name} {size}" for name, size in split.items())
-        raise CheckpointError(
-            f"{folder} was written with {told}, whose parts only those ranks can join; `shardyard export RUN` writes "
-            "its model"
-        )
     shards = opened(folder, trust=trust)
     damaged = shards.damaged(lambda place: True)
     if damaged:
         raise CheckpointError(f"{folder} is damaged: {', '.join(damaged)}; convert an older one with --step")
     stage = manifest["zero_stage"]
-    states = read_states(shards, manifest, names() if stage == 0 else [])
+    states = read_states(shards, manifest, in_order() if stage == 0 else [])
     first = shards.read("mp_rank_00_model_states.pt") if stage < 3 else shards.by_rank("*_model_states.pt")[0]
     trained = {name: one.shape for name, one in states.trained.items()}
-    shapes = _kept_shapes(first) | trained
-    # Tied weights are there once.
-    kept = {name: pieces for name, pieces in states.kept.items() if name not in (first.get("shared_params") or ())}
+    found = _kept_shapes(first)
+    names = [*found, *(name for group in first.get(PARAM_SHAPES) or () for name in group)]
+    layers = {name.rpartition(".experts.")[0] for name in names if is_stacked(name)}
+    rename = name_in_transformers(layers, names)
+    shapes = {rename(name): shape for name, shape in found.items()} | trained
+    # Tied weights are there once, and so is the router of AutoEP, which is also called as in transformers.
+    tied = {rename(name) for name in first.get("shared_params") or ()}
+    again = tuple(f"{layer}.gate.gate." for layer in layers)
+    kept = {name: one for name, one in states.kept.items() if name not in tied and not name.startswith(again)}
     states = replace(states, kept=kept)
     lacking = [name for name in [*states.trained, *states.kept] if name not in shapes]
     if lacking:
