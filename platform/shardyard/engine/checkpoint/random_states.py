@@ -37,6 +37,13 @@ def random_states() -> RandomStates:
     return states
 
 
+def begin_random(seed: int) -> None:
+    """Seed every random generator that dropout or user code uses."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def _set_random_states(states: RandomStates) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -57,10 +64,7 @@ def continue_random(shards: Shards, source: int, further: int | None = None) -> 
     text = shards.random(source)
     _set_random_states(json.loads(text))
     if further is not None:
-        seed = int.from_bytes(hashlib.sha256(f"{text}{further}".encode()).digest()[:4], "big")
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
+        begin_random(int.from_bytes(hashlib.sha256(f"{text}{further}".encode()).digest()[:4], "big"))
 
 
 def _pack(tensor: torch.Tensor) -> str:

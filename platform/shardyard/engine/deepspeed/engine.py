@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from shardyard import freed_memory
+from shardyard.engine.checkpoint.random_states import begin_random
 from shardyard.engine.deepspeed import quirks
 from shardyard.engine.deepspeed.batch_norm import normalise_in_fp32
 from shardyard.engine.deepspeed.sharding import fill, shard
@@ -112,7 +113,7 @@ def start_engine(
     model.train()
     # Ranks draw different dropout masks, unless they compute the same tokens. The weights above came from separate
     # generators.
-    torch.manual_seed(recipe.train.seed + mesh.zero.index)
+    begin_random(recipe.train.seed + mesh.zero.index)
     return engine
 
 
