@@ -18,8 +18,7 @@ import typer
 
 from shardyard.cli.main import app
 from shardyard.engine.checkpoint import blocks, files
-from shardyard.engine.checkpoint.blocks import written
-from shardyard.engine.checkpoint.remote.contents import problems_of, rows_of, stored_in
+from shardyard.engine.checkpoint.remote.contents import rows_of, stored_in
 from shardyard.engine.checkpoint.remote.copying import mirrored
 from shardyard.engine.checkpoint.remote.fetching import fetched
 from shardyard.engine.checkpoint.remote.mirror import Mirror, TakenOverMirrorError
@@ -28,45 +27,19 @@ from shardyard.errors import CheckpointError, UsageError
 from shardyard.recipe.schema import Checkpoint
 from shardyard.tracking.run.events import CheckpointMirrored, MirrorFailed, read_events
 from shardyard.tracking.run.folder import RunFolder
+from support.reliability.mirrors import copied, run_with_checkpoints, whole, write
 from support.servers.s3 import BUCKET, s3_server
-
-CONTENTS = {"rank-00000.safetensors": bytes(range(250)), "rank-00001.safetensors": bytes(250), "data.json": b"{}"}
-
-
-def write(checkpoints: Path, step: int, **metadata: Any) -> Path:
-    partial = files.partial_folder(checkpoints, step)
-    partial.mkdir(parents=True)
-    entries = {name: written(partial / name, [memoryview(data)]) for name, data in CONTENTS.items()}
-    return files.commit(checkpoints, step, entries, world_size=2, zero_stage=1, **metadata)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
-    folder = RunFolder.create(tmp_path / "here", "tiny", "name: tiny", "name: tiny")
-    folder.metrics.write_text('{"step": 1}\n')
-    for step in (10, 20, 30):
-        write(folder.checkpoints, step)
-    return folder
+    return run_with_checkpoints(tmp_path / "here")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(f"file://{tmp_path}/there/copy", sleep=lambda _: None)
-
-
-def copied(run: RunFolder, store: Store, keep: int = 2, **more: Any) -> Mirror:
-    mirror = Mirror(run, store, keep, **more)
-    mirror.claim()
-    mirror.sync()
-    return mirror
-
-
-def whole(store: Store) -> list[int]:
-    """Steps of the checkpoints that exist in a store; each must be whole."""
-    found = [one for one in stored_in(store) if one.is_committed]
-    assert [problem for one in found for problem in problems_of(store, one)] == []
-    return [one.step for one in found]
 
 
 def test_the_newest_ones_are_copied_and_older_ones_removed(run: RunFolder, store: Store) -> None:

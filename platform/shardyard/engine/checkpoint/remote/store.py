@@ -148,7 +148,13 @@ class Store:
             CheckpointError: the store cannot be read.
         """
         top = self._at(prefix) if prefix else self._root
-        found: Any = self._call("read", lambda: self._system.find(top, detail=True))
+
+        def find() -> Any:
+            found = self._system.find(top, detail=True)
+            # adlfs returns the names alone where the address is that of a file.
+            return found if isinstance(found, Mapping) else {path: self._system.info(path) for path in found}
+
+        found = self._call("read", find)
         own = self._root.rstrip("/")
         return {path.removeprefix(own).lstrip("/"): int(one["size"] or 0) for path, one in sorted(found.items())}
 
@@ -223,6 +229,9 @@ def _is_final(error: Exception) -> bool:
 def _lacks_bucket(error: Exception) -> bool:
     text = str(error).lower()
     missing = "does not exist" in text or "not found" in text
+    if isinstance(error, FileNotFoundError) and "/upload/storage/" in text:
+        # An upload needs no folder; gcsfs says no more than its address.
+        return True
     return "nosuchbucket" in text or "containernotfound" in text or ("bucket" in text and missing)
 
 

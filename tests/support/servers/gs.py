@@ -1,0 +1,33 @@
+"""A server of Google Cloud Storage on loopback, with an empty bucket: the package gcp-storage-emulator."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import fsspec
+import pytest
+
+BUCKET = "bucket"
+
+
+@contextmanager
+def gs_server() -> Iterator[None]:
+    """A server. Its address is in the environment meanwhile, and nobody asks for credentials."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+            # Otherwise gcsfs asks over gRPC, which the emulator does not speak, for the kind of the bucket.
+            patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+            patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+            yield
+    finally:
+        server.stop()
