@@ -14,10 +14,11 @@ import pytest
 import ray
 
 from shardyard.launch.ray.places import Member
-from shardyard.launch.ray.watchdog import GAP_SECONDS, History, RanksHungError, Watchdog
+from shardyard.launch.ray.watchdog import RanksHungError, Watchdog
 from shardyard.recipe.schema import Watchdog as Settings
 from shardyard.tracking.run.events import Hang, read_events
 from shardyard.tracking.watch import report
+from shardyard.tracking.watch.history import GAP_SECONDS, History
 from shardyard.tracking.watch.look import Look
 from support.reliability.watched import ranks
 from support.waiting import until

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from functools import cache
 
 from shardyard.engine.watch.collectives import flight_record
 from shardyard.tracking.watch.beat import BEAT
 
 
+@cache
 def answer_questions() -> None:
-    """Answer on a thread of its own. torch waits for others without holding the interpreter, so the thread can run."""
+    """Answer on a thread of its own, from the first call on. torch waits for others without holding the
+    interpreter, so the thread can run."""
     handle = BEAT.open()
     threading.Thread(target=_answer, args=(BEAT.asked(), handle.trace), name="shardyard-watch", daemon=True).start()
 

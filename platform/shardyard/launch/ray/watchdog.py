@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,16 +18,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shardyard.launch.ray.places import Member
 from shardyard.recipe.schema import Watchdog as Settings
-from shardyard.tracking.run.events import Event, Hang, Notice, Straggler, write_event
+from shardyard.tracking.run.events import Event, Notice, Straggler, write_event
 from shardyard.tracking.run.folder import RunFolder
-from shardyard.tracking.watch import report
-from shardyard.tracking.watch.judge import BUSY_BYTES_PER_SECOND, BUSY_CORES, Limits, Verdict, Watched, judge
+from shardyard.tracking.watch.hangs import record_hang
+from shardyard.tracking.watch.history import History
+from shardyard.tracking.watch.judge import Limits, Verdict, Watched, judge
 from shardyard.tracking.watch.look import Evidence, Look, Target, look, question_and_end, readable
 from shardyard.tracking.watch.slow import Stragglers
 
 POLL_SECONDS = 1.0
-# A driver that itself did not run for this long has seen nothing in the meantime.
-GAP_SECONDS = 5.0
 # Speeds are compared over this many times hang_seconds.
 STRAGGLER_WINDOWS = 2.0
 # Time for the answers of all nodes: their ranks are asked for their stacks. One that cannot be reached gives none.
@@ -60,60 +59,6 @@ class _Node:
     # None: read from this process.
     actor: Any = None
     asked: Any = None
-
-
-@dataclass
-class _Seen:
-    """The newest look at a rank, when it was taken, and since when the rank is idle."""
-
-    look: Look
-    at: float
-    idle_since: float
-
-
-@dataclass
-class History:
-    """What was seen of the ranks. Pure: the caller gives looks and times.
-
-    begun: no earlier time counts as without progress.
-    """
-
-    begun: float
-    seen: dict[int, _Seen] = field(default_factory=dict)
-    latest: float = 0.0
-
-    def add(self, looks: Sequence[Look], now: float) -> None:
-        """Take looks at the moment `now`."""
-        if self.latest and now - self.latest > GAP_SECONDS:
-            # This process, or the machine, stood still: so may have the ranks.
-            self.begun = now
-        self.latest = now
-        for one in looks:
-            before = self.seen.get(one.rank)
-            idle_since = now
-            if before is not None and before.look.pid == one.pid and not _worked(before, one, now):
-                idle_since = before.idle_since
-            self.seen[one.rank] = _Seen(one, now, idle_since)
-
-    def watched(self, now: float) -> list[Watched]:
-        """The ranks as they are now. Those of a node that does not answer are left out: Ray tells when it is lost."""
-        recent = [one for one in self.seen.values() if now - one.at <= GAP_SECONDS]
-        longest = max(0.0, now - self.begun)
-        return [
-            Watched(_not_older(one.look, longest), min(longest, now - one.idle_since))
-            for one in sorted(recent, key=lambda one: one.look.rank)
-        ]
-
-
-def _not_older(one: Look, longest: float) -> Look:
-    return one if one.age_seconds <= longest else replace(one, age_seconds=longest)
-
-
-def _worked(before: _Seen, now_look: Look, now: float) -> bool:
-    seconds = max(now - before.at, 1e-3)
-    cores = (now_look.cpu_seconds - before.look.cpu_seconds) / seconds
-    read = (now_look.io_bytes - before.look.io_bytes) / seconds
-    return now_look.beats != before.look.beats or cores > BUSY_CORES or read > BUSY_BYTES_PER_SECOND
 
 
 class Watchdog:
@@ -201,32 +146,15 @@ class Watchdog:
     def _act(self, verdict: Verdict, watched: Sequence[Watched]) -> None:
         ends = self._settings.hangs == "restart"
         evidence = self._question(end=ends)
-        attempt = self._folder.info().attempts
-        step = max(one.look.step for one in watched)
-        name = f"attempt-{attempt:03d}-step-{step:08d}"
         then = (
             "all ranks were ended; cluster.max_failures decides about the next attempt"
             if ends
             else "nothing, because cluster.watchdog.hangs is report"
         )
-        where = self._folder.path / report.FOLDER / name
-        text = report.text_of(verdict, watched, evidence, then, where)
-        path = ""
-        with contextlib.suppress(OSError):
-            path = str(report.keep(self._folder.path, name, text, verdict, watched, evidence))
-        headline = report.headline(verdict)
-        event = Hang(
-            step=step,
-            seconds=verdict.seconds,
-            ranks=verdict.ranks,
-            text=headline,
-            report=f"{report.FOLDER}/{name}/{report.REPORT}" if path else "",
-            table=text,
-        )
+        event, message = record_hang(self._folder.path, self._folder.info().attempts, verdict, watched, evidence, then)
         self._tell(event)
         if ends:
-            more = f" (report: {where / report.REPORT})" if path else ""
-            raise RanksHungError(f"the run hangs: {headline}{more}", verdict.ranks)
+            raise RanksHungError(message, verdict.ranks)
 
     def _question(self, *, end: bool) -> Mapping[int, Evidence]:
         asked = [node.actor.question_and_end.remote(node.targets, end) for node in self._nodes if node.actor]

@@ -36,6 +36,7 @@ def carry_out(
     trust: bool = False,
     keep_group: bool = False,
     while_waiting: Callable[[], None] = lambda: None,
+    tells: int | None = None,
 ) -> Outcome:
     """Train in a run folder to the end; returns the outcome.
 
@@ -49,6 +50,7 @@ def carry_out(
         trust: load checkpoint files that may execute code.
         keep_group: as in `run_local`, for processes that train several runs.
         while_waiting: called periodically on this thread while Ray's workers train.
+        tells: as in `run_local`, for processes that do nothing else.
 
     Raises:
         ShardyardError: the run failed.
@@ -71,7 +73,7 @@ def carry_out(
     with following(folder, observer):
         if run.local:
             import_at_once("shardyard.launch.run.local")
-            return drive(job, partial(locally, keep_group=keep_group))
+            return drive(job, partial(locally, keep_group=keep_group, tells=tells))
         return on_a_thread(lambda: drive(job, on_ray), "shardyard-driver", wait, _on_interrupt(stop, before))
 
 

@@ -70,8 +70,8 @@ def _drive(job: Job, carry: Callable[[Job], Outcome]) -> Outcome:
     return outcome
 
 
-def locally(job: Job, *, keep_group: bool = False) -> Outcome:
-    """Train once as the only rank, in this process; `keep_group` as in `run_local`.
+def locally(job: Job, *, keep_group: bool = False, tells: int | None = None) -> Outcome:
+    """Train once as the only rank, in this process; `keep_group` and `tells` as in `run_local`.
 
     Raises:
         Exception: the error that ended training, unchanged. It is also logged as an event.
@@ -80,7 +80,7 @@ def locally(job: Job, *, keep_group: bool = False) -> Outcome:
 
     count_attempt(job)
     try:
-        return run_local(job, keep_group=keep_group, rolled_back=lambda: count_attempt(job))
+        return run_local(job, keep_group=keep_group, rolled_back=lambda: count_attempt(job), tells=tells)
     except TakenOverError:
         raise
     except Exception as error:

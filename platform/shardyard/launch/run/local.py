@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import distributed
 
 from shardyard.engine.loop import Outcome
 from shardyard.engine.run import Job, run_rank
+from shardyard.engine.watch.trace import answer_questions
 from shardyard.engine.world import Rank
 from shardyard.errors import RollbackError
 from shardyard.launch.run.interfaces import loopback_interface
+from shardyard.tracking.watch.beat import BEAT
+from shardyard.tracking.watch.beside import Watch
+from shardyard.tracking.watch.judge import Limits
 
 
-def run_local(job: Job, *, keep_group: bool = False, rolled_back: Callable[[], object] = lambda: None) -> Outcome:
+def run_local(
+    job: Job,
+    *,
+    keep_group: bool = False,
+    rolled_back: Callable[[], object] = lambda: None,
+    tells: int | None = None,
+) -> Outcome:
     """Run a job as the only rank, again after each rollback. Other errors are raised unchanged, with tracebacks.
 
     Args:
         rolled_back: called after each rollback.
         keep_group: leave the process group for the next job of this process, because DeepSpeed caches its groups. All
             jobs of the process must then set it.
+        tells: the process belongs to the run, and one beside it watches it (`tracking/watch/beside.py`), ends it if it
+            hangs, and says so on this descriptor. None: nobody does.
     """
     device = torch.device("cuda", 0) if job.plan.world.gpu else torch.device("cpu")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
@@ -33,14 +49,60 @@ def run_local(job: Job, *, keep_group: bool = False, rolled_back: Callable[[], o
         store = distributed.HashStore()  # type: ignore[attr-defined]
         distributed.init_process_group("nccl" if job.plan.world.gpu else "gloo", store=store, rank=0, world_size=1)
     try:
-        while (outcome := _run(job, Rank(rank=0, world_size=1, local_rank=0, device=device))) is None:
-            # The engine of before has cycles, and the next one needs its memory.
-            gc.collect()
-            rolled_back()
-        return outcome
+        with contextlib.nullcontext() if tells is None else _watched(job, tells):
+            return _until_done(job, device, rolled_back)
     finally:
         if not keep_group:
             distributed.destroy_process_group()
+
+
+def _until_done(job: Job, device: torch.device, rolled_back: Callable[[], object]) -> Outcome:
+    while (outcome := _run(job, Rank(rank=0, world_size=1, local_rank=0, device=device))) is None:
+        # The engine of before has cycles, and the next one needs its memory.
+        gc.collect()
+        rolled_back()
+    return outcome
+
+
+@contextlib.contextmanager
+def _watched(job: Job, tells: int) -> Iterator[None]:
+    """A process beside this one watches it."""
+    settings = job.recipe.cluster.watchdog
+    if settings.hangs == "off":
+        yield
+        return
+    BEAT.clear()
+    BEAT.train_here()
+    answer_questions()
+    kept = "cluster.watchdog.hangs is report" if settings.hangs == "report" else _person()
+    longest = job.recipe.cluster.network.timeout
+    limits = Limits(settings.hang_seconds, settings.idle_seconds, settings.data_seconds, longest)
+    wanted = Watch(str(job.folder.path), os.getpid(), socket.gethostname(), BEAT.open(), limits, not kept, kept)
+    with subprocess.Popen(
+        [sys.executable, "-m", "shardyard.tracking.watch.beside"],
+        stdin=subprocess.PIPE,
+        stdout=tells,
+        stderr=tells,
+        text=True,
+        # Ctrl-C in a terminal is for the run.
+        start_new_session=True,
+    ) as watcher:
+        assert watcher.stdin is not None
+        watcher.stdin.write(f"{wanted.to_json()}\n")
+        watcher.stdin.flush()
+        try:
+            yield
+        finally:
+            watcher.kill()
+
+
+def _person() -> str:
+    """Why a rank that stands still may not hang: somebody may be looking at it; "" if nobody is."""
+    if sys.gettrace() is not None or "debugpy" in sys.modules:
+        return "a debugger is attached"
+    if sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty():
+        return "a person sits at its terminal, who may have stopped it"
+    return ""
 
 
 def _run(job: Job, rank: Rank) -> Outcome | None:

@@ -64,6 +64,11 @@ class Terminal:
         self.stream = lossy(os.dup(self._saved[0]))
         redirect_output(log)
 
+    @property
+    def told(self) -> int:
+        """The descriptor on which a person is told what goes wrong."""
+        return self._saved[1]
+
     def restore(self) -> None:
         """Restore the descriptors."""
         sys.stdout.flush()

@@ -68,6 +68,7 @@ def give_over(
                 trust=trust,
                 # Ray replaces signal handlers when it connects.
                 while_waiting=signals.install_again,
+                tells=terminal.told,
             )
     finally:
         terminal.restore()

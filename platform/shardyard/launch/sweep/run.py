@@ -38,6 +38,8 @@ from shardyard.tracking.run.plan_file import keep_plan
 
 PLACE_AGAIN_SECONDS = 2.0
 LEASE_PATIENCE_SECONDS = 60.0
+# The log of the trial, to which its worker writes.
+_LOG = 2
 
 
 def trial_overrides(sweep: Sweep, sweep_id: str, number: int, parameters: Parameters) -> list[str]:
@@ -126,7 +128,7 @@ def _world(recipe: Recipe) -> World:
 
 def _in_this_process(job: Job) -> Outcome:
     try:
-        return locally(job, keep_group=True)
+        return locally(job, keep_group=True, tells=_LOG)
     finally:
         # Otherwise the next trial's engine would need memory in addition to this one's.
         gc.collect()

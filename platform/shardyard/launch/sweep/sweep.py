@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune import Callback, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
 
 from shardyard.errors import ShardyardError
+from shardyard.launch.describe import describe
 from shardyard.launch.ray.cluster import RayCluster, ray_cluster
 from shardyard.launch.run.settle import bf16_of_nodes, nodes_for
 from shardyard.launch.run.world import cluster_address, world_of
@@ -31,6 +32,7 @@ from shardyard.recipe.schema import Cluster
 from shardyard.recipe.sweep.schema import Sweep
 from shardyard.recipe.sweep.trials import Trial, planned_trials, shown, trial_count
 from shardyard.tracking.files import write_atomically
+from shardyard.tracking.run.events import Hang, read_events
 from shardyard.tracking.run.folder import now_text, owner
 
 Report = Callable[[str], None]
@@ -159,10 +161,16 @@ class Progress(Callback, Stopper):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         number = self._numbers.get(trial.trial_id, trial.config["number"])
-        error = self._folder.record(number).get("error")
         # Without a report from the trial, its process or node was lost; a resume retries it.
-        self._report(f"trial {number:03d}  failed: {(error or 'its worker went away').splitlines()[0]}")
+        error = self._folder.record(number).get("error") or self._hang(number) or "its worker went away"
+        self._report(f"trial {number:03d}  failed: {error.splitlines()[0]}")
         self._write()
+
+    def _hang(self, number: int) -> str:
+        """What the watchdog of a trial reported last of a process that it ended; "" if nothing."""
+        run = self._folder.run_of(number)
+        found = read_events(run.events) if run is not None else []
+        return describe(found[-1]) if found and isinstance(found[-1], Hang) else ""
 
     def close(self, state: str) -> None:
         """Write the final state of the sweep."""

@@ -106,6 +106,10 @@ class Beat:
         self._page[:] = bytes(SIZE_BYTES)
         self._write(time.monotonic())
 
+    def train_here(self) -> None:
+        """The calling thread is the one that trains."""
+        self._main = threading.get_ident()
+
     def open(self) -> Handle:
         """Let other processes read this beat and ask for stacks; returns how."""
         if self._opened is None:
