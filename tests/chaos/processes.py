@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from chaos.cell import Cell, Outcome, Where, finish, outcome, told
-from chaos.trial import Measured, Trial, trial
+from chaos.trial import EVERY, Fault, Measured, Trial, trial
 from support.waiting import until
 
 # A scheduler's time between SIGTERM and SIGKILL.
@@ -66,6 +66,28 @@ def _kill(what: str, where: Where) -> Outcome:
         return Outcome(**{**vars(found), "told": f"{note}; {found.told}", "detected": found.detected or ended})
 
 
+def _kill_beside_a_save(where: Where) -> Outcome:
+    """Kill the driver while rank 1 writes a checkpoint in the background: what is half there is never taken."""
+    reference = where.reference()
+    with trial(where.cell, checkpoint={"background": True}) as one:
+        # Where it would create its file of step 20; training goes on.
+        one.faults = [Fault("save:open", "hold", step=2 * EVERY, name="held")]
+        with one.start("launch", one.recipe) as command:
+            command.wait_for((one.box.folder / "marks" / "held.0").exists)
+            command.wait_for_step(2 * EVERY + 2)
+            one.note_fault()
+            began = time.time()
+            command.process.kill()
+            until(lambda: not _working(one), lambda: f"all end: {one.box.left_over()}", seconds=60)
+            ended = time.time() - began
+        there = sorted(path.name for path in (one.folder / "checkpoints").iterdir())
+        one.faults = []
+        found = outcome(one, finish(one, 1), reference)
+        half = there == [f".step-{2 * EVERY:08d}.partial", f"step-{EVERY:08d}"]
+        note = f"all processes ended after {ended:.1f} s, leaving {', '.join(there)}"
+        return Outcome(**{**vars(found), "told": note, "detected": ended, "good": found.good and half})
+
+
 def _terminated(everyone: bool, where: Where) -> Outcome:
     """SIGTERM as schedulers send it; what runs after 30 s would be killed."""
     reference = where.reference()
@@ -115,6 +137,13 @@ def cells() -> list[Cell]:
     outside = "kill -9 while rank 0 stands in step 25"
     return [
         Cell("driver", "processes around the ranks", "the driver dies", outside, partial(_kill, "driver")),
+        Cell(
+            "driver-beside-save",
+            "processes around the ranks",
+            "the driver dies while a checkpoint is written beside training",
+            "kill -9 in step 22, while rank 1 is to create its file of step 20",
+            _kill_beside_a_save,
+        ),
         Cell("raylet", "processes around the ranks", "the raylet dies", outside, partial(_kill, "raylet/raylet")),
         Cell("head", "processes around the ranks", "the head (gcs_server) dies", outside, partial(_kill, "gcs_server")),
         Cell(

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from shardyard.engine.checkpoint import files
+from shardyard.engine.checkpoint.checkpoint import Checkpointer
 from shardyard.engine.checkpoint.output import Output
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.tracking.run.events import CheckpointFailed, CheckpointSaved, read_events
 from support.ranks import run_ranks
 from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -43,10 +45,11 @@ def train(rank: Rank, job: Job) -> str:
 
 
 def with_fault(rank: Rank, job: Job, fault: str) -> str:
-    """Rank 1 meets a fault in the thread that writes its file of step 4; `held`: both ranks write that of step 2 only
-    once a stop is requested in step 3."""
+    """Rank 1 meets a fault in the thread that writes its file of step 4, and with `full` dies in step 6; `held`: both
+    ranks write that of step 2 only once a stop is requested in step 3."""
     plain, wanted = Output.write, "step-00000002" if fault == "held" else "step-00000004"
-    stopping = threading.Event()
+    stopping, plain_begin = threading.Event(), Checkpointer.begin
+    begun: list[Checkpointer] = []
 
     def write(output: Output, block: Any, offset: int) -> None:
         at = str(output._path)
@@ -56,7 +59,8 @@ def with_fault(rank: Rank, job: Job, fault: str) -> str:
             elif rank.rank == 1 and fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif rank.rank == 1:
-                raise OSError(errno.EIO, "Input/output error")
+                code = errno.ENOSPC if fault == "full" else errno.EIO
+                raise OSError(code, os.strerror(code))
         plain(output, block, offset)
 
     def on_step(step: int, _: dict[str, float]) -> None:
@@ -64,8 +68,17 @@ def with_fault(rank: Rank, job: Job, fault: str) -> str:
             if rank.is_first:
                 job.folder.request_stop("preempt")
             stopping.set()
+        if step == 5 and fault == "full":
+            until(lambda: begun[0].written, "the thread has ended, which is told after this step")
+        if step == 6 and fault == "full" and rank.rank == 1:
+            until(lambda: failed(job), "that it failed is told")
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    Output.write = write  # type: ignore[method-assign]
+    def begin(self: Checkpointer, *arguments: Any) -> None:
+        begun[:] = [self]
+        plain_begin(self, *arguments)
+
+    Output.write, Checkpointer.begin = write, begin  # type: ignore[method-assign]
     return run_rank(job, rank, on_step)
 
 
@@ -98,12 +111,32 @@ def test_a_rank_that_is_killed_while_it_writes(make: Callable[[], Job], undistur
     assert not list(job.folder.checkpoints.glob(".*")), "what the killed rank left is removed"
 
 
+def failed(job: Job) -> list[CheckpointFailed]:
+    return [one for one in read_events(job.folder.events) if isinstance(one, CheckpointFailed)]
+
+
+def test_a_disk_that_is_full_while_it_is_written(make: Callable[[], Job], undisturbed: bytes) -> None:
+    """Training goes on, the event says what the disk lacks, and a later resume takes the checkpoint before."""
+    job = make()
+    with pytest.raises(AssertionError, match="rank 0"):
+        run_ranks(2, with_fault, job, "full")
+    assert whole(job) == [2]
+    assert not list(job.folder.checkpoints.glob(".*")), "nothing of the failed one is left"
+    (event,) = failed(job)
+    assert event.step == 4
+    assert "rank 1: [Errno 28] No space left on device in " in event.error
+    assert f"{job.folder.checkpoints} needs " in event.error
+    assert run_ranks(2, train, job) == ["finished"] * 2
+    assert whole(job) == [2, 4, 6]
+    assert final(job) == undisturbed
+
+
 def test_a_write_that_fails_is_an_event_and_the_run_goes_on(make: Callable[[], Job], undisturbed: bytes) -> None:
     job = make()
     assert run_ranks(2, with_fault, job, "broken") == ["finished"] * 2
     assert whole(job) == [2, 6]
-    (failed,) = [one for one in read_events(job.folder.events) if isinstance(one, CheckpointFailed)]
-    assert (failed.step, "rank 1: [Errno 5] Input/output error in " in failed.error) == (4, True)
+    (event,) = failed(job)
+    assert (event.step, "rank 1: [Errno 5] Input/output error in " in event.error) == (4, True)
     assert final(job) == undisturbed
 
 
