@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from shardyard.objectives import registry
 from shardyard.objectives.spec import ObjectiveSpec
 from shardyard.recipe.families import families_with
+from support.forks import fork_context
 
 CELL_SECONDS = 180.0
 POLL_SECONDS = 0.05
@@ -78,8 +78,7 @@ class _Running:
 
 def run(todo: Sequence[Cell], output: Path, *, jobs: int, logs: Path | None = None) -> Iterator[dict[str, object]]:
     """Run cells, `jobs` at a time; yields each result after it was appended to `output`."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["breadth.cell"])
+    context = fork_context("breadth.cell")
     waiting, running = list(todo), list[_Running]()
     done = read(output)
     try:
@@ -111,12 +110,12 @@ def _head(objective: str, family: str) -> str:
     return registry.objective_spec(objective).auto_class_of(family)
 
 
-def _start(context: object, cell: Cell, alike: dict[str, object] | None) -> _Running:
+def _start(context: ForkServerContext, cell: Cell, alike: dict[str, object] | None) -> _Running:
     from breadth.cell import run_cell
 
     scratch = tempfile.TemporaryDirectory(prefix="breadth-")
     folder = Path(scratch.name)
-    process = context.Process(  # type: ignore[attr-defined]
+    process = context.Process(
         target=run_cell, args=(cell.objective, cell.family, folder, folder / "result.json", alike)
     )
     process.start()

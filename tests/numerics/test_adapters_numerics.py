@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from shardyard.engine.inference.adapter import export_adapter
 from shardyard.engine.inference.load import export_checkpoint, load_trained
-from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank
+from shardyard.engine.run import Job
 from shardyard.models.adapters.merging import merged
 from shardyard.models.adapters.nf4 import dequantize, quantize
 from shardyard.models.build import architecture_config, skeleton
@@ -27,12 +26,12 @@ from shardyard.recipe.schema import Adapter, Model
 from shardyard.tracking.run.folder import read_metrics
 from support.objectives import instruction, preference
 from support.pretrained import write_pretrained
-from support.ranks import run_ranks, sampled_stages
-from support.tiny import CONFIGS, tiny_job
+from support.ranks import run_jobs, sampled_stages
+from support.tiny import CONFIGS, copy_checkpoint, tiny_job
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 1e-4
+STEPS, HALF, TOLERANCE = 8, 4, 1e-4
 ADAPTER = {"rank": 4, "alpha": 8.0}
 # Wide enough that ZeRO-3 partitions the weights: it leaves those below 100,000 elements whole.
 WIDE = {"intermediate_size": 4096}
@@ -66,7 +65,8 @@ ALONE = (0, 3)
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the same recipe trained: at once on one and on two ranks, and with a break on two at stages that shard."""
+    """Where the same recipe trained: at once on one and on two ranks, and at stages that shard, the second half on two
+    other ranks, from the checkpoint that the first two left in the middle."""
 
     alone: Job
     straight: Job
@@ -76,11 +76,12 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Trained]:
     jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES}
-    run_ranks(1, _run_all, [(one.alone, None) for (_, stage), one in jobs.items() if stage in ALONE])
-    runs: list[tuple[Job, int | None]] = []
-    for (_, stage), one in jobs.items():
-        runs += [(one.straight, None), *([(one.broken, 4), (one.broken, None)] if stage else [])]
-    run_ranks(2, _run_all, runs)
+    straight = [one.straight for one in jobs.values()]
+    run_jobs([*(one.alone for (_, stage), one in jobs.items() if stage in ALONE), *straight])
+    broken = [one for (_, stage), one in jobs.items() if stage]
+    for one in broken:
+        copy_checkpoint(one.straight, one.broken, HALF)
+    run_jobs([one.broken for one in broken])
     return jobs
 
 
@@ -98,11 +99,6 @@ def _jobs(folder: Path, variant: str, stage: int) -> Trained:
         return tiny_job(recipe, folder / "runs", world_size=world_size)
 
     return Trained(job("alone", 1), job("straight", 2), job("broken", 2))
-
-
-def _run_all(rank: Rank, runs: list[tuple[Job, int | None]]) -> None:
-    for job, until in runs:
-        run_rank(Job(job.recipe, job.plan, job.folder, until), rank)
 
 
 def _curve(job: Job) -> list[float]:
@@ -126,8 +122,7 @@ def _start(job: Job) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("variant", "stage"), CASES)
 def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], variant: str, stage: int) -> None:
     reference = _curve(trained[variant, 0].alone)
-    assert len(reference) == 8
-    assert len(set(reference)) == 8
+    assert len(reference) == len(set(reference)) == STEPS
     one = trained[variant, stage]
     for job in (one.alone, one.straight) if stage in ALONE else (one.straight,):
         worst = max(abs(a - b) / abs(b) for a, b in zip(_curve(job), reference, strict=True))
@@ -139,8 +134,8 @@ def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], variant
 def test_a_break_changes_nothing(trained: dict[tuple[str, int], Trained], variant: str, stage: int) -> None:
     one = trained[variant, stage]
     attempts = map(json.loads, (one.broken.folder.path / "events.jsonl").read_text().splitlines())
-    assert [event["resumed_step"] for event in attempts if event["kind"] == "attempt"] == [None, 4]
-    assert _curve(one.broken) == _curve(one.straight)
+    assert [event["resumed_step"] for event in attempts if event["kind"] == "attempt"] == [HALF]
+    assert _curve(one.broken) == _curve(one.straight)[HALF:]
     assert _measured(one.broken) == _measured(one.straight)
     ours, theirs = _final(one.broken), _final(one.straight)
     assert ours.keys() == theirs.keys()

@@ -58,7 +58,7 @@ def budgeted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[RunFol
         recipe = tiny_recipe(
             corpus,
             model={"dropout": 0.1},
-            train={"steps": MOST, "minutes": 0.03},
+            train={"steps": MOST, "minutes": 0.015},
             schedule={"name": "wsd", "warmup": 0.1, "decay_fraction": 0.3},
             zero={"stage": stage},
             checkpoint={"every": MOST},
@@ -90,7 +90,7 @@ def test_a_resume_and_a_repetition_train_the_steps_that_were_measured(
     assert recipe.train.minutes is None
     assert f'"total_steps": {steps}' in resumed.info_file.read_text()
     (length,) = [line for line in resumed.events.read_text().splitlines() if '"length"' in line]
-    assert f"0.03 minutes hold {steps} of {MOST} steps, at " in length
+    assert f"0.015 minutes hold {steps} of {MOST} steps, at " in length
     losses = [
         [(line["step"], line["train/loss"], line["train/lr"]) for line in read_metrics(folder.metrics)]
         for folder in (resumed, repeated)

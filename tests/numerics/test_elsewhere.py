@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank
+from shardyard.engine.run import Job
 from shardyard.tracking.run.folder import read_metrics
-from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.ranks import run_jobs
+from support.tiny import copy_checkpoint, tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -74,28 +72,18 @@ def _job(corpus: Path, runs: Path, precision: str, optimizer: str, place: Place)
 SGD: dict[str, Any] = {"name": "sgd", "lr": 1e-1, "momentum": 0.9}
 
 
-def _in_order(rank: Rank, jobs: list[Job]) -> None:
-    for job in jobs:
-        run_rank(job, rank)
-
-
-def _run(jobs: list[Job]) -> None:
-    for ranks in sorted({job.plan.world.size for job in jobs}):
-        run_ranks(ranks, _in_order, [job for job in jobs if job.plan.world.size == ranks])
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Job, Job]]:
     """Case → the run that never stopped, and the one that went on elsewhere."""
     corpus, runs = write_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("runs")
     straight = {how: _job(corpus, runs, *how, Place(0, 1)) for how in JOURNEYS}
     begun = {case: _job(corpus, runs, *case[:3]) for case in CASES}
-    _run([*straight.values(), *(replace(job, until=HALF) for job in begun.values())])
+    run_jobs([*straight.values(), *(replace(job, until=HALF) for job in begun.values())])
     ended = {}
     for case, first in begun.items():
         ended[case] = _job(corpus, runs, *case[:2], case[3])
-        shutil.copytree(first.folder.checkpoints, ended[case].folder.checkpoints, dirs_exist_ok=True)
-    _run(list(ended.values()))
+        copy_checkpoint(first, ended[case], HALF)
+    run_jobs(list(ended.values()))
     return {case: (straight[case[:2]], ended[case]) for case in CASES}
 
 

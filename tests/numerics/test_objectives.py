@@ -25,7 +25,7 @@ from shardyard.planning.micro_batch import with_logits_chunk
 from shardyard.recipe.loading.load import parse_recipe
 from shardyard.tracking.run.folder import read_metrics
 from support.ranks import run_ranks, sampled_stages
-from support.tiny import tiny_job
+from support.tiny import copy_checkpoint, tiny_job
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,8 @@ CASES = [(name, stage) for position, name in enumerate(OBJECTIVES) for stage in 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the same recipe trained: at once on one and on two ranks, and with a break on two at stages that shard."""
+    """Where the same recipe trained: at once on one and on two ranks, and at stages that shard, the second half on two
+    other ranks, from the checkpoint that the first two left in the middle."""
 
     alone: Job
     straight: Job
@@ -55,12 +56,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
     wanted = {item.callspec.params["objective"] for item in items}
     jobs = {case: _jobs(tmp_path_factory.mktemp(case[0]), *case) for case in CASES if case[0] in wanted}
-    run_ranks(1, _run_all, [(job.alone, job.alone.plan.steps) for (_, stage), job in jobs.items() if stage in ALONE])
-    runs = []
-    for (_, stage), job in jobs.items():
-        half = job.broken.plan.steps // 2
-        runs += [(job.straight, None), *([(job.broken, half), (job.broken, None)] if stage else [])]
-    run_ranks(2, _run_all, runs)
+    run_ranks(1, _run_all, [job.alone for (_, stage), job in jobs.items() if stage in ALONE])
+    run_ranks(2, _run_all, [job.straight for job in jobs.values()])
+    broken = [job for (_, stage), job in jobs.items() if stage]
+    for job in broken:
+        copy_checkpoint(job.straight, job.broken, job.straight.plan.steps // 2)
+    run_ranks(2, _run_all, [job.broken for job in broken])
     return jobs
 
 
@@ -79,9 +80,9 @@ def _jobs(folder: Path, objective: str, stage: int) -> Trained:
     return Trained(job("alone", 1), job("straight", 2), job("broken", 2))
 
 
-def _run_all(rank: Rank, runs: list[tuple[Job, int | None]]) -> None:
-    for number, (job, until) in enumerate(runs):
-        run_rank(Job(job.recipe, job.plan, job.folder, until), rank)
+def _run_all(rank: Rank, jobs: list[Job]) -> None:
+    for number, job in enumerate(jobs):
+        run_rank(job, rank)
         if number == 0:
             # ZeRO-3 collects garbage at each start, which takes long among all that has been imported by now.
             gc.collect()
@@ -111,12 +112,14 @@ def test_stages_and_ranks_agree(trained: dict[tuple[str, int], Trained], objecti
         assert worst < TOLERANCE, f"relative difference {worst:.2e}\n{curve}\n{reference}"
 
 
-# What a break could lose, of the objective and of its data, is the same at stage 0: test_resume has it.
+# What a break could lose, of the objective and of its data, is the same at stage 0: test_resume has it, and runs that
+# are told to pause.
 @pytest.mark.parametrize(("objective", "stage"), [case for case in CASES if case[1] > 0])
 def test_a_break_changes_nothing(trained: dict[tuple[str, int], Trained], objective: str, stage: int) -> None:
     one = trained[objective, stage]
-    assert [event["resumed_step"] for event in _attempts(one.broken)] == [None, one.broken.plan.steps // 2]
-    assert _curve(one.broken) == _curve(one.straight)
+    half = one.broken.plan.steps // 2
+    assert [event["resumed_step"] for event in _attempts(one.broken)] == [half]
+    assert _curve(one.broken) == _curve(one.straight)[half:]
     assert _measured(one.broken) == _measured(one.straight)
     ours, theirs = (load_file(job.folder.path / "final" / "model.safetensors") for job in (one.broken, one.straight))
     assert ours.keys() == theirs.keys()

@@ -7,16 +7,18 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from shardyard.engine.mesh import Axis, make_mesh
+from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.recipe.mesh import data_mesh
+from support.forks import fork_context
 
 
 def sampled_stages(position: int) -> tuple[int, ...]:
@@ -37,8 +39,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
     Processes are forked from one that has imported the engine, seconds of work for each, and done nothing else.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["shardyard.engine.run", "support.tiny"])
+        context = fork_context()
         environment = dict(os.environ)
         processes = [
             context.Process(target=_rank, args=(rank, world_size, scratch, environment, function, arguments))
@@ -52,6 +53,17 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
     failures = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(results) if not good]
     assert not failures, "\n".join(failures)
     return [value for _, value in results]
+
+
+def run_jobs(jobs: Sequence[Job]) -> None:
+    """Train all jobs, those of one world size after each other on the same processes."""
+    for size in sorted({job.plan.world.size for job in jobs}):
+        run_ranks(size, _in_order, [job for job in jobs if job.plan.world.size == size])
+
+
+def _in_order(rank: Rank, jobs: list[Job]) -> None:
+    for job in jobs:
+        run_rank(job, rank)
 
 
 def data_axis(rank: Rank) -> Axis:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,9 @@ def tiny_job(recipe: Recipe, runs: Path, *, world_size: int = 1, until: int | No
     text = dump_recipe(recipe)
     folder = RunFolder.create(runs, recipe.name, text, text, world_size=world_size, total_steps=plan.steps)
     return Job(recipe, plan, folder, until)
+
+
+def copy_checkpoint(source: Job, target: Job, step: int) -> None:
+    """What a run left at a step is where another begins."""
+    name = f"step-{step:08}"
+    shutil.copytree(source.folder.checkpoints / name, target.folder.checkpoints / name)

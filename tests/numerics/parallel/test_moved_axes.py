@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shardyard.engine.run import Job, run_rank
-from shardyard.engine.world import Rank
+from shardyard.engine.run import Job
 from shardyard.tracking.run.folder import read_metrics
-from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.ranks import run_jobs
+from support.tiny import copy_checkpoint, tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -109,30 +107,18 @@ def job_of(corpus: Path, runs: Path, family: str, place: Place) -> Job:
     return tiny_job(recipe, runs, world_size=place.ranks)
 
 
-def in_order(rank: Rank, jobs: list[Job]) -> None:
-    for job in jobs:
-        run_rank(job, rank)
-
-
-def run(jobs: list[Job]) -> None:
-    for ranks in sorted({job.plan.world.size for job in jobs}):
-        run_ranks(ranks, in_order, [job for job in jobs if job.plan.world.size == ranks])
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Job, Job]]:
     """Case → the run on one rank that never stopped, and the one that went on elsewhere."""
     corpus, runs = write_corpus(tmp_path_factory.mktemp("corpus")), tmp_path_factory.mktemp("runs")
     straight = {family: job_of(corpus, runs, family, ONE) for family in JOURNEYS}
     begun = {case: job_of(corpus, runs, *case[:2]) for case in CASES if case[1] != ONE}
-    run([*straight.values(), *(replace(job, until=HALF) for job in begun.values())])
+    run_jobs([*straight.values(), *(replace(job, until=HALF) for job in begun.values())])
     ended = {}
     for case in CASES:
         ended[case] = job_of(corpus, runs, case[0], case[2])
-        first = begun[case].folder if case in begun else straight[case[0]].folder
-        name = f"step-{HALF:08}"
-        shutil.copytree(first.checkpoints / name, ended[case].folder.checkpoints / name)
-    run(list(ended.values()))
+        copy_checkpoint(begun[case] if case in begun else straight[case[0]], ended[case], HALF)
+    run_jobs(list(ended.values()))
     return {case: (straight[case[0]], ended[case]) for case in CASES}
 
 
