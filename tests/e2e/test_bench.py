@@ -76,13 +76,30 @@ def test_the_opponent_trains_the_same_on_its_own() -> None:
     assert 0.2 < found["ratio"] < 5
 
 
+# Calls a script with options after options, in one process that imports what it needs once; exit codes go to stdout.
+CALLS = """
+import json, runpy, sys
+script, calls = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, script.rpartition("/")[0])
+for options in calls:
+    sys.argv = [script, *options]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+        print("====", file=sys.stderr)
+"""
+
+
 @pytest.mark.slow
 def test_what_cannot_be_measured_is_refused() -> None:
-    for options, message in (
+    cases = (
         (("--arms", "plain,fast"), "there is no arm fast"),
         (("--block", "3", "--warm-up", "3"), "--warm-up must be 2 or more, and less than --block"),
         (("--warm-up", "1"), "--warm-up must be 2 or more, and less than --block"),
-    ):
-        done = bench(*options)
-        assert done.returncode == 2
-        assert message in done.stderr
+    )
+    command = [sys.executable, "-c", CALLS, str(BENCH), json.dumps([options for options, _ in cases])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
+    assert done.stdout.split() == ["2"] * len(cases), done.stderr
+    for (_, message), said in zip(cases, done.stderr.split("====\n"), strict=False):
+        assert message in said

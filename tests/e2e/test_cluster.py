@@ -10,6 +10,7 @@ import pytest
 
 from support.cli import Command, write_recipe
 from support.cluster import free_port, ray_head
+from support.hold import SLOW
 from support.tiny import write_corpus
 from support.waiting import until
 
@@ -40,7 +41,7 @@ def test_a_launch_uses_the_cluster_that_is_named(cluster: dict[str, str], tmp_pa
 def test_a_driver_that_is_killed_leaves_no_rank_and_no_reservation(cluster: dict[str, str], tmp_path: Path) -> None:
     """Ranks are processes of the cluster, not of the driver; the next run gets what they had."""
     recipe = write_recipe(tmp_path, write_corpus(tmp_path), train={"steps": 100000})
-    with Command("launch", recipe, runs=tmp_path / "runs", **cluster) as command:
+    with Command("launch", recipe, "-s", SLOW, runs=tmp_path / "runs", **cluster) as command:
         command.wait_for_step(2)
         pids = {pid for place in command.info()["placement"] for pid in place["pids"]}
         assert len(pids) == 2

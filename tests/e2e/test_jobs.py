@@ -25,6 +25,7 @@ from shardyard.launch.schedulers.ray.jobs import connect, submit
 from shardyard.recipe.loading.load import load_recipe
 from support.cli import COMMAND, write_recipe
 from support.cluster import RAY, free_port, ray_head
+from support.hold import SLOW
 from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS, until
 
@@ -118,6 +119,7 @@ def _step(cluster: Cluster, job: str) -> int:
 
 def test_a_job_waits_runs_and_is_stopped_and_nothing_secret_shows(cluster: Cluster, recipe: Path, api: JobsApi) -> None:
     endless = ["-s", "train.steps=100000", "-s", "checkpoint.every=100000", "--name", "long", "-s", "train.threads=1"]
+    endless += ["-s", SLOW]
     first = cluster.submit(recipe, *endless, WANDB_MODE="disabled")
     until(lambda: _step(cluster, first) >= 2, "the first job trains")
     second = cluster.submit(recipe, *ONE, WANDB_MODE="disabled", **SECRETS)

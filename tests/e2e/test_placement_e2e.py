@@ -22,6 +22,7 @@ from shardyard.launch.describe import describe
 from shardyard.tracking.run.events import event_of
 from support.cli import Command, write_recipe
 from support.cluster import RAY, ray_head, wait_until_started
+from support.hold import SLOW
 from support.tiny import write_corpus
 from support.waiting import PATIENCE_SECONDS
 
@@ -96,7 +97,7 @@ def test_a_run_waits_for_resources_and_says_for_what(nodes: Nodes, corpus: Path,
     recipe = write_recipe(tmp_path, corpus, train={"steps": 100000}, cluster={"placement": "spread"})
     (tmp_path / "shared").mkdir()
     shared = write_recipe(tmp_path / "shared", corpus, train={"steps": 10}, cluster={"gpus_per_worker": 0.5})
-    with launch(nodes, recipe, tmp_path / "first", *ON_CPU) as first:
+    with launch(nodes, recipe, tmp_path / "first", *ON_CPU, "-s", SLOW) as first:
         first.wait_for_step(2)
         assert ranks_of(first) == [[0], [1]]
         (told,) = first.events("placement")
@@ -152,7 +153,7 @@ def test_a_rank_that_hangs_and_a_node_that_dies_cost_an_attempt_each(
         train={"steps": 600},
         checkpoint={"every": 20},
         evaluate={"every": 600},
-        cluster={"placement": "spread"},
+        cluster={"placement": "spread", "watchdog": {"hang_seconds": 5.0}},
     )
     with launch(nodes, recipe, tmp_path / "runs", *ON_CPU) as command:
         command.wait_for_step(25)

@@ -42,7 +42,7 @@ SHORT = (
 # By the command: a chain of runs, experts over ranks, pictures, sounds, and a stage that shards weights.
 LAUNCHED = (
     *("finetune/dpo-docstrings", "moe/mixtral-small", "multimodal/llava-emoji", "speech/prompts-en"),
-    *("gpt/llama-small", "vision/mae-fashion-finetune"),
+    "gpt/llama-small",
 )
 
 

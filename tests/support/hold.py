@@ -1,4 +1,4 @@
-"""A hook that holds a run at a step for as long as a test wants, so that what the test does to it falls within."""
+"""Hooks that hold a run at a step for as long as a test wants, and that leave the processor to others meanwhile."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ class Hold(Hook):
             return int(self.file.read_text())
         except (FileNotFoundError, ValueError):  # not there, or being written
             return None
+
+
+class Slow(Hook):
+    """Rests after each step: a run that only needs to be there takes no processor from what a test waits for."""
+
+    name = "slow"
+    reads_metrics = False
+
+    def __init__(self, inputs: HookInputs, *, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def on_step(self, record: StepRecord) -> None:
+        time.sleep(self.seconds)
+
+
+SLOW = f"hooks=[{{name: '{__file__}:Slow', options: {{seconds: 0.1}}}}]"
+"""The override with which a run takes ten steps a second at most."""
 
 
 def held_by(file: Path) -> list[dict[str, Any]]:

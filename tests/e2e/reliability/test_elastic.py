@@ -11,6 +11,7 @@ import pytest
 from e2e.test_placement_e2e import end, ray_node
 from support.cli import Command, write_recipe
 from support.cluster import ray_head
+from support.hold import SLOW
 from support.tiny import write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -49,7 +50,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(head: dict[str, str], tm
     )
     with ExitStack() as stack:
         second = stack.enter_context(ray_node(head, tmp_path))
-        command = stack.enter_context(Command("launch", recipe, runs=tmp_path / "runs", **head))
+        command = stack.enter_context(Command("launch", recipe, "-s", SLOW, runs=tmp_path / "runs", **head))
         command.wait_for_step(15)
         assert command.info()["world_size"] == 2
         end(second)

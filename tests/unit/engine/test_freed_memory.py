@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 STEPS = """
+import gc; gc.disable()  # as where a rank imports what it trains with
 import resource, sys, torch
 import shardyard.engine.run  # as a rank has it imported
 from shardyard import freed_memory
