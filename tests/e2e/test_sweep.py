@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 METRIC = "eval/validation/loss"
 STEPS = 36
 EVALUATED = 12  # first evaluation
+HELD = EVALUATED - 3
 ENDED = ("finished", "stopped early")
 
 
@@ -78,9 +79,10 @@ def two_have_ended(runs: Path) -> bool:
 
 
 def one_is_held(runs: Path) -> bool:
-    """A trial that is held has a checkpoint to go on from, and no evaluation by which it may be stopped early."""
+    """A trial that is held has a checkpoint to go on from, and no evaluation by which it may be stopped early. One that
+    was past that step when it was named goes on, and may have ended before it is killed."""
     running = [trial for trial in states(runs) if trial.state == "running" and trial.run is not None]
-    return any(trial.step < EVALUATED and saved(run_of(only_sweep(runs), trial)) for trial in running)
+    return any(trial.step <= HELD and saved(run_of(only_sweep(runs), trial)) for trial in running)
 
 
 def found_dead(runs: Path, trial: TrialState) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def names_of(processes: list[psutil.Process]) -> dict[psutil.Process, str]:
 
 @pytest.fixture(scope="module")
 def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepFolder, dict[str, Any], str]:
-    """12 trials with ASHA, the driver killed in the middle; what had ended by then, and what the resume printed."""
+    """8 trials with ASHA, the driver killed in the middle; what had ended by then, and what the resume printed."""
     folder = tmp_path_factory.mktemp("sweep")
     # The useless learning rates come last, so that a better one is there to compare them with.
     path = write_sweep(
@@ -118,7 +120,7 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
         corpus,
         parameters={
             "optimizer.lr": {"values": [3e-3, 1e-2, 1e-5, 1e-4]},
-            "train.seed": {"values": [7, 8, 9]},
+            "train.seed": {"values": [7, 8]},
         },
         stopping={"grace_steps": EVALUATED, "reduction_factor": 3},
     )
@@ -126,7 +128,7 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
     with Command("sweep", path, runs=runs) as command:
         command.wait_for(lambda: two_have_ended(runs))
         # Those that have not come so far wait here, and are killed here.
-        held.write_text(str(EVALUATED - 3))
+        held.write_text(str(HELD))
         command.wait_for(lambda: one_is_held(runs))
         started = names_of(command.descendants())
         command.process.kill()
@@ -143,15 +145,15 @@ def resumed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
 def test_a_killed_sweep_ends_when_it_is_resumed(resumed: tuple[SweepFolder, dict[str, Any], str]) -> None:
     folder, _, output = resumed
     trials = folder.trials()
-    assert [trial.number for trial in trials] == list(range(12))
+    assert [trial.number for trial in trials] == list(range(8))
     assert {trial.state for trial in trials} == {"finished", "stopped early"}, trials
-    assert len({json.dumps(trial.parameters) for trial in trials}) == 12
+    assert len({json.dumps(trial.parameters) for trial in trials}) == 8
     assert folder.info()["state"] == "finished"
     assert "shardyard sweep best" in output
     assert "Traceback" not in output
     assert len(output.splitlines()) < 90, output
     stopped = [trial for trial in trials if trial.state == "stopped early"]
-    assert {trial.number for trial in stopped} >= {6, 7, 8, 9, 10, 11}, trials
+    assert {trial.number for trial in stopped} >= {4, 5, 6, 7}, trials
     assert all(trial.step < STEPS for trial in stopped)
 
 
@@ -162,7 +164,7 @@ def test_what_had_ended_is_not_trained_again(resumed: tuple[SweepFolder, dict[st
         if info["had ended"]:
             assert after[run].attempts == info["attempts"] == 1
             assert after[run].ended == info["ended"]
-    assert len(after) == 12
+    assert len(after) == 8
     assert sum(info["had ended"] for info in before.values()) >= 2
     # What was cut off before anything could be decided about it went on from its newest checkpoint, in its folder.
     again = [after[run].attempts for run, info in before.items() if info["cut off"]]
@@ -218,13 +220,13 @@ def test_the_result_is_a_table_and_an_image(resumed: tuple[SweepFolder, dict[str
         code, output = command.finish()
     assert code == 0, output
     rows = [line.split("\t") for line in output.splitlines() if "\t" in line]
-    assert len(rows) == 12
+    assert len(rows) == 8
     values = [float(row[3]) for row in rows if row[1] == "finished"]
     assert values == sorted(values), "the best comes first"
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     with folder.table.open() as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 12
+    assert len(table) == 8
     assert {row["state"] for row in table} == {"finished", "stopped early"}
     assert float(table[0]["optimizer.lr"]) == 3e-3
 

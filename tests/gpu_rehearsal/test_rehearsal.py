@@ -70,14 +70,6 @@ EXCEPTIONS = {
     ("planning/forecast/hardware.py", "if gpus > each and network is None:"): _PURE,
     ("planning/forecast/hardware.py", "raise UsageError("): _PURE,
     ("planning/host_memory.py", "each += copy_bytes(recipe, memory) - (memory.optimizer_bytes if gpu else 0)"): _PURE,
-    ("planning/saving.py", "if not gpu and device_bytes is not None and needed > device_bytes:"): _PURE,
-    (
-        "planning/saving.py",
-        (
-            'return False, f"a copy of {copy} beside training needs {format_bytes(needed)} of '
-            '{format_bytes(device_bytes)}"'
-        ),
-    ): _PURE,
     ("planning/saving.py", 'where = "pinned host memory" if gpu else "memory"'): _PURE,
     (
         "engine/anomalies/guard.py",
