@@ -208,10 +208,14 @@ def test_what_was_killed_while_it_compiled_is_compiled_anew(lock: Path, monkeypa
     monkeypatch.setattr(cpp_extension, "FileBaton", FileBaton)
     told: list[str] = []
     quirks.compile_beside_others(told.append)
-    source = lock.parent.parent / "one.cpp"
+    # torch numbers what a process compiles again under one name: another test may have loaded `cpu_adam`.
+    folder = lock.parent.with_name("one")
+    folder.mkdir()
+    lock = folder / lock.name
+    source = folder.parent / "one.cpp"
     source.write_text('extern "C" int one() { return 1; }\n')
     Holder(lock, _TORCH).kill()
-    cpp_extension.load("cpu_adam", [str(source)], is_python_module=False)
-    assert ctypes.CDLL(str(lock.parent / "cpu_adam.so")).one() == 1
+    cpp_extension.load("one", [str(source)], is_python_module=False)
+    assert ctypes.CDLL(str(folder / "one.so")).one() == 1
     assert told == [f"removed {lock}, which a compilation that was killed has left"]
     assert not lock.exists()
