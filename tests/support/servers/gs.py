@@ -15,6 +15,7 @@ BUCKET = "bucket"
 @contextmanager
 def gs_server() -> Iterator[None]:
     """A server. Its address is in the environment meanwhile, and nobody asks for credentials."""
+    import gcsfs
     from gcp_storage_emulator.server import create_server
 
     with socket.socket() as free:
@@ -25,9 +26,10 @@ def gs_server() -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-            # Otherwise gcsfs asks over gRPC, which the emulator does not speak, for the kind of the bucket.
-            patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
             patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+            # The class that gcsfs gives asks over gRPC, which the emulator does not speak, for the kind of the bucket.
+            fsspec.register_implementation("gs", gcsfs.core.GCSFileSystem, clobber=True)
             yield
     finally:
+        fsspec.register_implementation("gs", gcsfs.GCSFileSystem, clobber=True)
         server.stop()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import struct
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from fsspec.registry import _registry
 
 from shardyard.data.media.audio import read_audio
 from shardyard.data.sources.retry import Retry
@@ -255,8 +256,10 @@ def test_more_unusable_rows_than_the_limit_end_the_run(tmp_path: Path) -> None:
             reader.read(100)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is there")
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "*.csv"])
-def test_an_address_without_its_package_names_the_package(name: str) -> None:
+def test_an_address_without_its_package_names_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where it is not installed; fsspec keeps the class of a package that another test has imported.
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
     with pytest.raises(DataError, match=r"[Pp]lease install gcsfs to access Google Storage \(pip install it"):
         reader_of(Source(path=f"gs://bucket/{name}"), "causal_lm", "skip")
