@@ -19,22 +19,14 @@ from shardyard.engine.world import Rank
 from shardyard.errors import UsageError
 from shardyard.tracking.run.folder import RunFolder
 from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.tiny import LLAMA_SIZES, tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
 # Axis → ZeRO stage, family and its configuration. Tied embeddings are saved under two names.
 SPLIT: dict[str, tuple[int, str, dict[str, Any]]] = {
-    "tensor": (1, "llama", {**SIZES, "tie_word_embeddings": True}),
-    "sequence": (3, "llama", SIZES),
-    "expert": (2, "mixtral", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "tensor": (1, "llama", {**LLAMA_SIZES, "tie_word_embeddings": True}),
+    "sequence": (3, "llama", LLAMA_SIZES),
+    "expert": (2, "mixtral", {**LLAMA_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
 

@@ -14,26 +14,18 @@ from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
 from shardyard.tracking.run.events import ReplicasDiffer, read_events
 from support.ranks import run_ranks
-from support.tiny import tiny_job, tiny_recipe, write_corpus
+from support.tiny import LLAMA_SIZES, tiny_job, tiny_recipe, write_corpus
 
 pytestmark = pytest.mark.slow
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
-MOE = {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}
+MOE = {**LLAMA_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}
 # Name → family, its configuration, ZeRO, axes; kind of weights → the groups of ranks that hold the same.
 Case = tuple[str, dict[str, Any], dict[str, Any], dict[str, int], dict[str, list[tuple[int, ...]]]]
 ALL, EVEN_ODD = [(0, 1, 2, 3)], [(0, 2), (1, 3)]
 CASES: dict[str, Case] = {
-    "data": ("llama", SIZES, {"stage": 2}, {}, {"weights": ALL}),
+    "data": ("llama", LLAMA_SIZES, {"stage": 2}, {}, {"weights": ALL}),
     "hpz": (
         "llama",
-        SIZES,
+        LLAMA_SIZES,
         {"stage": 3, "hpz_partition_size": 2, "persistence_threshold": 64},
         {},
         {"second copies": EVEN_ODD},
@@ -46,8 +38,8 @@ CASES: dict[str, Case] = {
         {"expert": 2, "sequence": 2},
         {"weights": ALL, "experts": EVEN_ODD},
     ),
-    "tensor": ("llama", SIZES, {"stage": 1}, {"tensor": 2}, {"weights": EVEN_ODD}),
-    "tensor, sequence": ("llama", SIZES, {"stage": 1}, {"sequence": 2, "tensor": 2}, {"weights": EVEN_ODD}),
+    "tensor": ("llama", LLAMA_SIZES, {"stage": 1}, {"tensor": 2}, {"weights": EVEN_ODD}),
+    "tensor, sequence": ("llama", LLAMA_SIZES, {"stage": 1}, {"sequence": 2, "tensor": 2}, {"weights": EVEN_ODD}),
 }
 FLIPPED = 3
 

@@ -32,6 +32,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
 }
+# Heads that two and four ranks can share.
+LLAMA_SIZES = {**CONFIGS["llama"], "num_attention_heads": 4, "num_key_value_heads": 4}
 CONFIGS["qwen2"] = CONFIGS["llama"]
 CONFIGS["mixtral"] = CONFIGS["llama"] | {"num_local_experts": 4, "num_experts_per_tok": 2}
 

@@ -22,22 +22,14 @@ from shardyard.recipe.rules.rules import check
 from shardyard.recipe.schema import Recipe
 from shardyard.recipe.tensor_plans import TENSOR_PLANS, split_dimension
 from support.measured import tiny_architecture
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
+from support.tiny import LLAMA_SIZES
 
 
 def recipe(workers: int = 8, *, config: dict[str, Any] | None = None, length: int = 32, **parallel: Any) -> Recipe:
     return parse_recipe(
         {
             "name": "axes",
-            "model": {"family": "llama", "config": {**SIZES, **(config or {})}},
+            "model": {"family": "llama", "config": {**LLAMA_SIZES, **(config or {})}},
             "data": {"sequence_length": length, "isolate_documents": False, "train": [{"source": "python-docs"}]},
             "train": {"steps": 10, "global_batch": 8, "precision": "fp32"},
             "optimizer": {"name": "adamw", "lr": 1e-3},
@@ -106,7 +98,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(made: Recipe, f
         ({"sequence": 2}, {"model": {"attention": "eager"}}, "model.attention", "use sdpa, which takes"),
         (
             {"sequence": 2},
-            {"model": {"family": "mistral", "config": {**SIZES, "sliding_window": 16}}},
+            {"model": {"family": "mistral", "config": {**LLAMA_SIZES, "sliding_window": 16}}},
             "parallel.sequence",
             "tokens see the 16 before them (sliding_window)",
         ),
@@ -177,7 +169,7 @@ def test_every_family_has_a_plan_of_layers_that_it_has() -> None:
 
 def skeleton(family: str) -> nn.Module:
     with torch.device("meta"):
-        config = AutoConfig.for_model(family, **SIZES, head_dim=8)
+        config = AutoConfig.for_model(family, **LLAMA_SIZES, head_dim=8)
         return AutoModelForCausalLM.from_config(config)
 
 
