@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from shardyard.engine.checkpoint import files
-from shardyard.engine.checkpoint.checkpoint import Checkpointer
+from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
 from shardyard.engine.checkpoint.output import Output
 from shardyard.engine.run import Job, run_rank
 from shardyard.engine.world import Rank
@@ -46,7 +47,8 @@ def train(rank: Rank, job: Job) -> str:
 
 def with_fault(rank: Rank, job: Job, fault: str) -> str:
     """Rank 1 meets a fault in the thread that writes its file of step 4, and with `full` dies in step 6; `held`: both
-    ranks write that of step 2 only once a stop is requested in step 3."""
+    ranks write that of step 2 only once a stop is requested in step 3; `spoiled`: a weight of rank 1 is NaN while
+    step 4 is copied."""
     plain, wanted = Output.write, "step-00000002" if fault == "held" else "step-00000004"
     stopping, plain_begin = threading.Event(), Checkpointer.begin
     begun: list[Checkpointer] = []
@@ -69,14 +71,19 @@ def with_fault(rank: Rank, job: Job, fault: str) -> str:
                 job.folder.request_stop("preempt")
             stopping.set()
         if step == 5 and fault == "full":
-            until(lambda: begun[0].written, "the thread has ended, which is told after this step")
+            until(lambda: begun[0].written or not begun[0].is_writing, "the thread has ended, or that is told already")
         if step == 6 and fault == "full" and rank.rank == 1:
             until(lambda: failed(job), "that it failed is told")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def begin(self: Checkpointer, *arguments: Any) -> None:
+    def begin(self: Checkpointer, state: TrainerState, *arguments: Any) -> None:
         begun[:] = [self]
-        plain_begin(self, *arguments)
+        weight = next(self._engine.module.parameters()).data.view(-1)
+        whole = weight[:1].clone()
+        if fault == "spoiled" and rank.rank == 1 and state.step == 4:
+            weight[0] = math.nan
+        plain_begin(self, state, *arguments)
+        weight[:1] = whole
 
     Output.write, Checkpointer.begin = write, begin  # type: ignore[method-assign]
     return run_rank(job, rank, on_step)
@@ -151,3 +158,15 @@ def test_a_stop_waits_for_what_is_being_written(make: Callable[[], Job], undistu
     job.folder.clear_stop()
     assert run_ranks(2, train, job) == ["finished"] * 2
     assert final(job) == undisturbed
+
+
+def test_copied_weights_that_are_not_finite_end_the_run_on_all_ranks(make: Callable[[], Job]) -> None:
+    job = make()
+    with pytest.raises(AssertionError) as caught:
+        run_ranks(2, with_fault, job, "spoiled")
+    text = "weights are not finite after step 4 (transformer.wte.weight)"
+    assert str(caught.value).count(f"TrainingError: {text}. Lower optimizer.lr") == 2
+    assert "The newest checkpoint before it is that of step 2" in str(caught.value)
+    assert [(one.step, one.error) for one in failed(job)] == [(4, text)]
+    assert whole(job) == [2]
+    assert not list(job.folder.checkpoints.glob(".*"))

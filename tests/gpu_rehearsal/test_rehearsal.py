@@ -52,8 +52,15 @@ EXCEPTIONS = {
         "named = [f\"--{name.replace('_', '-')}\" for name, value in given.items() if value is not None]",
     ): _PURE,
     ("cli/view/plan_search.py", 'one_each = [f"cluster.workers={hardware.gpus}", "cluster.gpus_per_worker=1"]'): _PURE,
-    ("engine/checkpoint/snapshot.py", "if any(tensor.is_cuda for tensor in originals):"): _SNAPSHOT,
     ("engine/checkpoint/snapshot.py", "torch.cuda.synchronize()"): _SNAPSHOT,
+    (
+        "engine/checkpoint/snapshot.py",
+        'cast("Any", torch.cuda).cudart().cudaHostUnregister(self._bytes.data_ptr())',
+    ): _SNAPSHOT,
+    (
+        "engine/checkpoint/snapshot.py",
+        'return int(cast("Any", torch.cuda).cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0',
+    ): _SNAPSHOT,
     ("models/outside.py", "while _any_goes_on(left > 0, input_ids.device, synced_gpus):"): _OUTSIDE,
     (
         "models/outside.py",

@@ -13,8 +13,7 @@ from torch import nn
 
 from shardyard.cli.main import run
 from shardyard.engine.checkpoint import files
-from shardyard.engine.checkpoint.checkpoint import not_finite
-from shardyard.engine.checkpoint.explosion import is_spoiled, way_back
+from shardyard.engine.checkpoint.explosion import is_spoiled, not_finite, own_parts, way_back
 from shardyard.errors import CheckpointError, UsageError
 from shardyard.recipe.loading.load import dump_recipe
 from shardyard.tracking.run.folder import RunFolder
@@ -142,18 +141,31 @@ def test_room_is_made_by_the_oldest_and_the_last_good_one_stays(
 def test_weights_that_are_no_numbers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    assert not_finite(model) == []
+    assert not_finite(own_parts(model)) == []
     with torch.no_grad():
         model[1].weight[0, 1] = math.inf
         model[0].bias[0] = math.nan
-    assert not_finite(model) == ["0.bias", "1.weight"]
+    assert not_finite(own_parts(model)) == ["0.bias", "1.weight"]
     # Codes of 4 bits are always numbers; under ZeRO-3 a rank looks at its own part.
     model[0].bias.ds_tensor = torch.zeros(1)
     model[1].weight.ds_tensor = torch.ones(1, dtype=torch.uint8)
     for parameter in (model[0].bias, model[1].weight):
         parameter.ds_numel, parameter.ds_process_group = 1, None
-    assert not_finite(model) == []
-    assert not_finite(nn.Identity()) == []
+    assert not_finite(own_parts(model)) == []
+    assert not_finite(own_parts(nn.Identity())) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_one_memory_are_looked_at_together_and_named_alone(dtype: torch.dtype) -> None:
+    """What lies between weights, and belongs to none of them, may be anything."""
+    flat = torch.zeros(30, dtype=dtype)
+    parts = {"a": flat[:10].view(2, 5), "b": flat[10:16], "c": flat[20:30], "d": flat[20:30].view(2, 5).T}
+    flat[16:20] = math.nan
+    assert not_finite(parts) == []
+    for place, names in ((0, ["a"]), (9, ["a"]), (15, ["b"]), (29, ["c", "d"])):
+        flat[place] = math.nan
+        assert not_finite(parts) == names
+        flat[place] = 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -165,12 +177,12 @@ def test_every_value_counts_and_large_ones_are_numbers(dtype: torch.dtype) -> No
         for value in (math.nan, math.inf, -math.inf):
             for place in (*range(0, 201, 7), 200):
                 model.weight.view(-1)[place] = value
-                assert not_finite(model) == ["weight"], (value, place)
+                assert not_finite(own_parts(model)) == ["weight"], (value, place)
                 model.weight.view(-1)[place] = 0.5
         model.weight.fill_(largest)
-        assert not_finite(model) == [], "their sum is infinite"
+        assert not_finite(own_parts(model)) == [], "their sum is infinite"
         model.weight.view(-1)[::2] = -largest
-        assert not_finite(model) == []
+        assert not_finite(own_parts(model)) == []
 
 
 @pytest.mark.parametrize(("rank", "spoiled"), [(0, []), (1, []), (2, ["weight"])])
@@ -183,7 +195,7 @@ def test_what_fills_the_last_part_of_a_parameter_up_may_be_anything(
     parts = {0: [1.0, 2.0], 1: [3.0, math.nan], 2: [math.nan, 2.0]}
     model.weight.ds_tensor, model.weight.ds_numel = torch.tensor(parts[rank]), 3  # type: ignore[attr-defined]
     model.weight.ds_process_group = None  # type: ignore[attr-defined]
-    assert not_finite(model) == spoiled
+    assert not_finite(own_parts(model)) == spoiled
 
 
 def test_a_step_without_a_checkpoint_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from shardyard.data.exported import exported_tokenizer
 from shardyard.data.tokenizers.tokenizer import load_tokenizer
+from shardyard.engine.checkpoint.checkpoint import SpoiledError, spoiled_text
 from shardyard.engine.hooks.base import Hook, NullEventLog
 from shardyard.engine.hooks.checkpoints import CheckpointHook
 from shardyard.engine.hooks.early_stopping import EarlyStoppingHook
@@ -121,7 +123,7 @@ class Failing:
         self.is_writing = self.written = False
 
     def spoiled_weights(self) -> list[str]:
-        return self.spoiled
+        return [] if self.background else self.spoiled
 
     def begin(self, state: Any, streams: Any) -> None:
         self.saves += 1
@@ -129,6 +131,8 @@ class Failing:
 
     def finish(self) -> Any:
         self.is_writing = self.written = False
+        if self.background and self.spoiled:
+            raise SpoiledError(spoiled_text(self.step, self.spoiled))
         if self.full:
             raise CheckpointError("No space left on device")
         from pathlib import Path
@@ -308,3 +312,23 @@ def test_sampling_follows_its_seed_and_leaves_dropout_alone(tokenizer: Any) -> N
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_copied_weights_that_are_no_numbers_end_the_run_in_a_step_that_ranks_agree_on() -> None:
+    notes, checkpointer = Notebook(), Failing()
+    checkpointer.background, checkpointer.spoiled = True, ["a.weight", "b.bias", "c.weight", "d.weight"]
+    hook = CheckpointHook(checkpointer, lambda step: (step, {}), notes, exploded)  # type: ignore[arg-type,return-value]
+    hook.on_step(StepRecord(10, {}))
+    assert not hook.falls_due()
+    checkpointer.written = True
+    hook.poll()
+    text = "weights are not finite after step 10 (a.weight, b.bias, c.weight)"
+    assert notes.events == [CheckpointFailed(step=10, error=text)]
+    # Rank 0 says so with the next step's sum, after which all ranks come here.
+    assert hook.falls_due()
+    hook.timed = True
+    with pytest.raises(TrainingError, match=rf"11: {re.escape(text)}"):
+        hook.on_time(12)
+    with pytest.raises(TrainingError):
+        hook.save(13)
+    assert checkpointer.saves == 1

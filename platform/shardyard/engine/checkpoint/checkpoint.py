@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import deepspeed
-import torch
-from torch import distributed, nn
 
 from shardyard.data.stream.streams import StreamStates
 from shardyard.engine.checkpoint import files
 from shardyard.engine.checkpoint.blocks import FileEntry
 from shardyard.engine.checkpoint.elsewhere import States, read_states
+from shardyard.engine.checkpoint.explosion import not_finite, own_parts
 from shardyard.engine.checkpoint.filling import fill, trained_names
 from shardyard.engine.checkpoint.of_ranks import Sources
 from shardyard.engine.checkpoint.random_states import RandomStates, continue_random, random_states
@@ -82,15 +81,24 @@ class _Share:
     members: tuple[str, ...]
     codes: frozenset[int]
     size_bytes: int
+    spoiled: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _NotSaved:
-    """Why a checkpoint of `size_bytes` could not be written: the error of each rank, and their numbers (`errno`)."""
+    """Why a checkpoint of `size_bytes` could not be written: the error of each rank, and their numbers (`errno`).
+
+    spoiled: names of weights that are not finite; nothing is wrong with the disk then.
+    """
 
     text: str
     codes: frozenset[int]
     size_bytes: int
+    spoiled: tuple[str, ...] = ()
+
+
+class SpoiledError(CheckpointError):
+    """Weights are not finite; their checkpoint was begun beside training and is not kept."""
 
 
 class Checkpointer:
@@ -148,9 +156,9 @@ class Checkpointer:
         assert self._task is None, "the checkpoint before is finished first"
         started = time.monotonic()
         contents = _Contents(state, streams, random_states())
-        self._files.copies = self.background
         if self.background:
             self._collect(state.step)
+            self._files.copy(json.dumps(contents.random), own_parts(self._engine.module))
         self._task = Task(lambda: self._write(contents, started), background=self.background)
         self._paused_seconds = self._checked_seconds + time.monotonic() - started
 
@@ -169,6 +177,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: on every rank, if one rank could not write; nothing is left behind.
+            SpoiledError: on every rank, if one has weights that are not finite. Only with `background`.
         """
         assert self._task is not None, "a checkpoint was begun"
         task, self._task = self._task, None
@@ -178,7 +187,7 @@ class Checkpointer:
         finally:
             self._files.drop()
         if isinstance(outcome, _NotSaved):
-            raise CheckpointError(outcome.text)
+            raise SpoiledError(outcome.text) if outcome.spoiled else CheckpointError(outcome.text)
         self._last_size_bytes = outcome.size_bytes
         return replace(outcome, paused_seconds=self._paused_seconds + time.monotonic() - started)
 
@@ -193,6 +202,8 @@ class Checkpointer:
         # Make room before the disk is full, which would affect other programs; and again if it is full nevertheless.
         removed = self._make_room(self._last_size_bytes) if self._is_short() else []
         while isinstance(outcome := self._try(contents, started), _NotSaved):
+            if outcome.spoiled:
+                return replace(outcome, text=spoiled_text(step, outcome.spoiled))
             freed = self._make_room(outcome.size_bytes) if files.says_full(outcome.codes) else []
             if not freed:
                 return replace(outcome, text=self._refusal(step, outcome))
@@ -204,11 +215,14 @@ class Checkpointer:
         self._engine.save_checkpoint(str(files.partial_folder(self.folder, step)), tag=ENGINE_TAG, save_latest=False)
 
     def spoiled_weights(self) -> list[str]:
-        """The first few names of weights that are not finite on some rank; all ranks call this before `begin`."""
+        """Names of weights that are not finite on some rank; all ranks call this before `begin`. With `background`
+        there are none: what was copied is looked at beside training (`finish`)."""
+        if self.background:
+            return []
         started = time.monotonic()
-        spoiled = self._mesh.world.gather(not_finite(self._engine.module))
+        spoiled = self._mesh.world.gather(not_finite(own_parts(self._engine.module)))
         self._checked_seconds = time.monotonic() - started
-        return sorted({name for names in spoiled for name in names})[:3]
+        return sorted({name for names in spoiled for name in names})
 
     def _try(self, contents: _Contents, started: float) -> Saved | _NotSaved:
         partial = files.partial_folder(self.folder, contents.state.step)
@@ -217,12 +231,17 @@ class Checkpointer:
         own = self._files
         own.write(partial / file_of_rank(self._mesh.rank), json.dumps(contents.random))
         codes = frozenset(own.codes)
-        shares = _Share(contents.streams, tuple(own.errors), own.entry, tuple(own.members), codes, own.size_bytes)
-        everything = self._agreeing.gather(shares)
+        share = _Share(
+            contents.streams, tuple(own.errors), own.entry, tuple(own.members), codes, own.size_bytes, own.spoiled
+        )
+        everything = self._agreeing.gather(share)
         errors = [f"rank {rank}: {text}" for rank, share in enumerate(everything) for text in share.errors]
         codes = frozenset().union(*(one.codes for one in everything))
         size_bytes = sum(one.size_bytes for one in everything)
-        outcome: Saved | _NotSaved | None = _NotSaved("\n".join(errors), codes, size_bytes) if errors else None
+        spoiled = tuple(sorted({name for one in everything for name in one.spoiled}))
+        outcome: Saved | _NotSaved | None = None
+        if errors or spoiled:
+            outcome = _NotSaved("\n".join(errors), codes, size_bytes, spoiled)
         if self._mesh.is_first:
             outcome = outcome or self._commit(partial, contents.state, everything, started)
             if isinstance(outcome, _NotSaved):
@@ -392,30 +411,6 @@ class Checkpointer:
             raise CheckpointError(refusal(str(shards.folder), names))
 
 
-def _own_part(parameter: Any) -> Any:
-    """A parameter, or under ZeRO-3 this rank's part of it without what fills the last part up: any memory."""
-    if not hasattr(parameter, "ds_tensor"):
-        return parameter
-    part = parameter.ds_tensor.flatten()
-    first = distributed.get_rank(parameter.ds_process_group) * part.numel()
-    return part[: max(0, parameter.ds_numel - first)]
-
-
-def not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters of this rank (or parts of them) with a value that is not finite."""
-    # Under ZeRO-3 a rank holds a part of each parameter.
-    parts = {name: _own_part(parameter) for name, parameter in model.named_parameters()}
-    parts = {name: part.detach() for name, part in parts.items() if part.is_floating_point() and part.numel()}
-    # A single synchronisation for all, because each one waits for the device.
-    if not parts or bool(torch.stack([_extreme(part) for part in parts.values()]).isfinite().all()):
-        return []
-    return [name for name, part in parts.items() if not bool(part.isfinite().all())]
-
-
-def _extreme(part: Any) -> torch.Tensor:
-    """A number that is not finite if a value is not, in a fiftieth of the time of `isfinite` on a CPU; a sum that
-    overflows is one without a reason."""
-    if part.dtype.itemsize != 2:
-        return cast("torch.Tensor", part.sum(dtype=torch.float32))
-    low, high = part.aminmax()
-    return cast("torch.Tensor", high.float() - low.float())
+def spoiled_text(step: int, names: Sequence[str]) -> str:
+    """What is said of weights that are not finite, with the first few of their names."""
+    return f"weights are not finite after step {step} ({', '.join(names[:3])})"

@@ -1,4 +1,4 @@
-"""After a divergence: the checkpoints that are still good, and the command that continues from one.
+"""A divergence: weights that are not finite, the checkpoints that are still good, and the command that continues.
 
 The loss of step n is that of the weights after step n-1. So finite weights may be spoiled as well, and only the loss of
 the next step shows it.
@@ -7,8 +7,12 @@ the next step shows it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
 
 from shardyard.engine.checkpoint import files
 from shardyard.errors import CheckpointError
@@ -98,3 +102,56 @@ def _is_good(folder: Path) -> bool:
         return files.bad_because(folder) is None
     except CheckpointError:
         return False
+
+
+def _own_part(parameter: Any) -> Any:
+    """A parameter, or under ZeRO-3 this rank's part of it without what fills the last part up: any memory."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    part = parameter.ds_tensor.flatten()
+    first = distributed.get_rank(parameter.ds_process_group) * part.numel()
+    return part[: max(0, parameter.ds_numel - first)]
+
+
+def own_parts(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of this rank by name; under ZeRO-3 it holds a part of each."""
+    parts = {name: _own_part(parameter) for name, parameter in model.named_parameters()}
+    return {name: part.detach() for name, part in parts.items() if part.is_floating_point() and part.numel()}
+
+
+def not_finite(parts: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that have a value that is not finite."""
+    # A single synchronisation for all, because each one waits for the device.
+    if not parts or bool(torch.stack([_extreme(part) for part in _joined(parts.values())]).isfinite().all()):
+        return []
+    return [name for name, part in parts.items() if not bool(part.isfinite().all())]
+
+
+def _joined(parts: Iterable[Any]) -> list[Any]:
+    """Tensors with the same values, those that lie one after the other as one: DeepSpeed keeps weights so."""
+    whole = [part for part in parts if part.is_contiguous()]
+    found = [part for part in parts if not part.is_contiguous()]
+    whole.sort(key=lambda part: (part.untyped_storage().data_ptr(), part.storage_offset()))
+    at = 0
+    while at < len(whole):
+        first, end = whole[at], whole[at].storage_offset()
+        same = (first.untyped_storage().data_ptr(), first.dtype)
+        begin = end
+        while at < len(whole) and (
+            whole[at].untyped_storage().data_ptr(),
+            whole[at].dtype,
+            whole[at].storage_offset(),
+        ) == (*same, end):
+            end += whole[at].numel()
+            at += 1
+        found.append(first.as_strided((end - begin,), (1,), begin))
+    return found
+
+
+def _extreme(part: Any) -> Tensor:
+    """A number that is not finite if a value is not, in a fiftieth of the time of `isfinite` on a CPU; a sum that
+    overflows is one without a reason."""
+    if part.dtype.itemsize != 2:
+        return cast("Tensor", part.sum(dtype=torch.float32))
+    low, high = part.aminmax()
+    return cast("Tensor", high.float() - low.float())

@@ -73,25 +73,17 @@ class Output:
         if not self._direct:
             self._write_cached(block, offset)
             return
-        size = sum(map(len, block))
-        staging = self._staged(size)
-        target = numpy.frombuffer(staging, dtype=numpy.uint8)
-        at = 0
-        for piece in block:
-            # Unlike an assignment of slices, this leaves the interpreter to others.
-            numpy.copyto(target[at : at + len(piece)], numpy.frombuffer(piece, dtype=numpy.uint8))
-            at += len(piece)
-        padded = -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
-        del target
         try:
-            self._write_direct(memoryview(staging)[:padded], offset)
+            if len(block) == 1 and _is_aligned(block[0]):
+                self._write_direct(block[0], offset)
+            else:
+                self._write_staged(block, offset)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in (errno.EINVAL, errno.EFAULT):
                 raise
-            # A file system that takes the flag and refuses the write, or a disk with larger sectors.
+            # A file system that takes the flag and refuses the write, a disk with larger sectors, memory of a device.
             self._through_cache()
             self._write_cached(block, offset)
-        self._staging.put(staging)
 
     def finish(self, size_bytes: int) -> None:
         """Give the file its size and sync it to the disk.
@@ -110,6 +102,20 @@ class Output:
             if len(found) >= size:
                 return found
         return mmap.mmap(-1, max(_ALIGNED_BYTES, -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES))
+
+    def _write_staged(self, block: Sequence[memoryview], offset: int) -> None:
+        size = sum(map(len, block))
+        staging = self._staged(size)
+        target = numpy.frombuffer(staging, dtype=numpy.uint8)
+        at = 0
+        for piece in block:
+            # Unlike an assignment of slices, this leaves the interpreter to others.
+            numpy.copyto(target[at : at + len(piece)], numpy.frombuffer(piece, dtype=numpy.uint8))
+            at += len(piece)
+        padded = -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        del target
+        self._write_direct(memoryview(staging)[:padded], offset)
+        self._staging.put(staging)
 
     def _write_direct(self, data: memoryview, offset: int) -> None:
         while len(data):
@@ -139,3 +145,8 @@ class Output:
                 count -= len(left.popleft())
             if count:
                 left[0] = left[0][count:]
+
+
+def _is_aligned(piece: memoryview) -> bool:
+    """Whether it can be written from where it is."""
+    return not len(piece) % _ALIGNED_BYTES and not numpy.frombuffer(piece, numpy.uint8).ctypes.data % _ALIGNED_BYTES

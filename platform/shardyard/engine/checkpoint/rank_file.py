@@ -15,6 +15,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +56,25 @@ class RankFile:
     def size_bytes(self) -> int:
         """The size of the whole file."""
         return len(self.header) + sum(block.values.nbytes for block in self.blocks)
+
+    def place_of(self, tensor: Tensor) -> int | None:
+        """The first byte of a tensor in the file; None if it is not there as it is in memory."""
+        if not tensor.is_contiguous():
+            return None
+        begin = int(tensor.storage_offset())
+        for block in self._by_storage.get(_storage_of(tensor), ()):
+            inside = begin - int(block.values.storage_offset())
+            if inside >= 0 and inside + tensor.numel() <= block.values.numel():
+                return len(self.header) + block.offset + inside * int(tensor.element_size())
+        return None
+
+    @cached_property
+    def _by_storage(self) -> dict[tuple[object, ...], list[_Block]]:
+        found: dict[tuple[object, ...], list[_Block]] = defaultdict(list)
+        for block in self.blocks:
+            if block.values.is_contiguous():
+                found[_storage_of(block.values)].append(block)
+        return found
 
     def buffers(self) -> Iterator[memoryview]:
         """The bytes of the file, without a copy where they lie in the memory of the host."""
@@ -108,8 +128,7 @@ class _Tensors:
         """What is written, in order; tensors that overlap share a block."""
         by_storage: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for number, (_, tensor) in enumerate(self._kept):
-            key = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.dtype)
-            by_storage[key if tensor.numel() else (number,)].append(number)
+            by_storage[_storage_of(tensor) if tensor.numel() else (number,)].append(number)
         places: dict[int, tuple[_Block, int]] = {}
         for numbers in by_storage.values():
             places |= self._of_storage(numbers)
@@ -158,6 +177,11 @@ class _Tensors:
         begin = block.offset + first * tensor.element_size()
         dtype = str(tensor.dtype).removeprefix("torch.")
         return {kind: [dtype, begin, list(tensor.shape), list(tensor.stride())]}
+
+
+def _storage_of(tensor: Tensor) -> tuple[object, ...]:
+    """What tensors have in common that may share values."""
+    return tensor.device, tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
 def _extent(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from shardyard.data.stream.streams import StreamStates
-from shardyard.engine.checkpoint.checkpoint import Checkpointer, TrainerState
+from shardyard.engine.checkpoint.checkpoint import Checkpointer, SpoiledError, TrainerState, spoiled_text
 from shardyard.engine.hooks.base import EventLog, Hook
 from shardyard.errors import CheckpointError, TrainingError
 from shardyard.tracking.metrics.record import StepRecord
@@ -18,7 +18,7 @@ class CheckpointHook(Hook):
     """Saves checkpoints between steps.
 
     A failed checkpoint is logged and training continues, because the next one may succeed. Weights that are not finite
-    are not saved and end the run.
+    are not saved and end the run; beside training, a few steps after they were copied.
     """
 
     name = "checkpoint"
@@ -44,13 +44,17 @@ class CheckpointHook(Hook):
         self._may_write, self._verify = may_write, verify
         self.saved_step: int | None = None
         self._begun_step: int | None = None
+        self._spoiled: tuple[int, str] | None = None
         self._seconds = seconds
         self._clock = time.monotonic
         self._asked = self._clock()
         self.timed = False
 
     def falls_due(self) -> bool:
-        """Whether the time between two checkpoints is over; rank 0 asks, and tells the others by the step's sum."""
+        """Whether the time between two checkpoints is over, or the run must end because weights that were copied are
+        not finite; rank 0 asks, and tells the others by the step's sum."""
+        if self._spoiled is not None:
+            return True
         now = self._clock()
         if self._seconds is None or now - self._asked < self._seconds:
             return False
@@ -97,6 +101,8 @@ class CheckpointHook(Hook):
             saved = self._checkpointer.finish()
         except CheckpointError as error:
             self._events.event(CheckpointFailed(step=self._begun_step, error=str(error)))
+            if isinstance(error, SpoiledError) and self._begun_step is not None:
+                self._spoiled = (self._begun_step, str(error))
             raise
         self.saved_step = saved.step
         if saved.removed:
@@ -122,12 +128,14 @@ class CheckpointHook(Hook):
     def _begin(self, step: int) -> None:
         with contextlib.suppress(CheckpointError):
             self.settle()
+        if self._spoiled is not None:
+            raise self._exploded(self._spoiled[0] + 1, self._spoiled[1])
         if self.saved_step == step:
             return
         self._may_write()
         self._verify(step)
         spoiled = self._checkpointer.spoiled_weights()
         if spoiled:
-            raise self._exploded(step + 1, f"weights are not finite after step {step} ({', '.join(spoiled)})")
+            raise self._exploded(step + 1, spoiled_text(step, spoiled))
         self._begun_step = step
         self._checkpointer.begin(*self._state(step))
