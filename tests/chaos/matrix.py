@@ -20,7 +20,7 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from chaos import files, network, processes, ranks, services
+from chaos import files, heads, network, processes, ranks, services
 from chaos.box import possible
 from chaos.cell import Cell, Outcome, Where
 
@@ -31,7 +31,7 @@ WORK = ROOT / ".chaos"
 
 def cells() -> list[Cell]:
     """All cells, in the order of the table."""
-    return [*ranks.cells(), *processes.cells(), *network.cells(), *files.cells(), *services.cells()]
+    return [*ranks.cells(), *processes.cells(), *network.cells(), *heads.cells(), *files.cells(), *services.cells()]
 
 
 def read(path: Path) -> dict[str, dict[str, object]]:

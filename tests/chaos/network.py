@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -138,7 +138,7 @@ def _ended(job: Job, went_on: str, reference: State, said: str) -> Outcome:
     measured = job.one.measured()
     for host in (job.alpha, job.beta):
         host.shardyard("cluster", "down")
-    left = _left(job.alpha, job.beta)
+    left = left_on(job.alpha, job.beta)
     return Outcome(
         went_on,
         differs or "bitwise",
@@ -223,11 +223,12 @@ def _terminated(where: Where) -> Outcome:
         return Outcome(**{**vars(found), "detected": seconds, "good": good})
 
 
-def _left(*made: Host) -> list[str]:
-    """Processes that outlive `cluster down` on a host."""
+def left_on(*made: Host, but: Sequence[str] = ()) -> list[str]:
+    """Processes that outlive `cluster down` on a host, but those of the test."""
 
     def found() -> list[str]:
-        return [f"{host.name}: {' '.join(one.cmdline())[:60]}" for host in made for one in host.processes()]
+        lines = [(host.name, one.cmdline()) for host in made for one in host.processes()]
+        return [f"{name}: {' '.join(line)[:60]}" for name, line in lines if not (line and line[0] in but)]
 
     with contextlib.suppress(AssertionError, psutil.Error):
         until(lambda: not found(), "nothing is left", seconds=10)
