@@ -1,4 +1,7 @@
-"""Runs of one rank have no driver that could watch them: a process beside them does, with `--local` and in a sweep."""
+"""Runs of one rank have no driver that could watch them: a process beside them does, with `--local` and in a sweep.
+
+Trials of several ranks have one.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ pytestmark = pytest.mark.slow
 HELD, STEPS = 8, 12
 
 
-def recipe_in(folder: Path) -> Path:
-    """A tiny recipe of one rank, held at a step while `folder`/held says so."""
+def recipe_in(folder: Path, workers: int = 1) -> Path:
+    """A tiny recipe, held at a step while `folder`/held says so."""
     (folder / "held").write_text(str(HELD))
-    alone: dict[str, Any] = {"workers": 1, "watchdog": {"hang_seconds": 1.0}}
+    cluster: dict[str, Any] = {"workers": workers, "watchdog": {"hang_seconds": 1.0}}
     return write_recipe(
         folder,
         write_corpus(folder),
-        cluster=alone,
+        cluster=cluster,
         train={"steps": STEPS},
         zero={"stage": 1},
         evaluate={"every": 4, "rows": 8},
@@ -82,23 +85,29 @@ def test_a_local_run_that_is_stopped_is_told_and_ended_and_goes_on(tmp_path: Pat
     assert hangs(run) == [hang]
 
 
+def sweep_in(folder: Path, rates: list[float]) -> Path:
+    """A sweep of the recipe there, one trial at a time."""
+    path = folder / "sweep.yaml"
+    parameters = {"optimizer.lr": {"values": rates}}
+    with path.open("w") as file:
+        YAML(typ="safe").dump({"name": "hung", "recipe": "tiny.yaml", "parallel": 1, "parameters": parameters}, file)
+    return path
+
+
+def first_run(runs: Path) -> RunFolder | None:
+    """The run of the first trial once it has a checkpoint."""
+    found = [folder.run_of(0) for folder in list_sweeps(runs)]
+    run = found[0] if found else None
+    return run if run is not None and (run.checkpoints / "step-00000004").exists() else None
+
+
 @pytest.mark.cluster
 def test_a_trial_that_is_stopped_is_ended_and_the_sweep_goes_on(tmp_path: Path) -> None:
     recipe_in(tmp_path)
-    path = tmp_path / "sweep.yaml"
-    parameters = {"optimizer.lr": {"values": [3e-3, 1e-3]}}
-    with path.open("w") as file:
-        YAML(typ="safe").dump({"name": "hung", "recipe": "tiny.yaml", "parallel": 1, "parameters": parameters}, file)
-    runs = tmp_path / "runs"
-
-    def first() -> RunFolder | None:
-        found = [folder.run_of(0) for folder in list_sweeps(runs)]
-        run = found[0] if found else None
-        return run if run is not None and (run.checkpoints / "step-00000004").exists() else None
-
+    path, runs = sweep_in(tmp_path, [3e-3, 1e-3]), tmp_path / "runs"
     with Command("sweep", path, runs=runs) as command:
-        command.wait_for(first)
-        run = first()
+        command.wait_for(lambda: first_run(runs))
+        run = first_run(runs)
         assert run is not None
         pid = run.info().raw["driver"]["pid"]
         os.kill(pid, signal.SIGSTOP)
@@ -112,4 +121,25 @@ def test_a_trial_that_is_stopped_is_ended_and_the_sweep_goes_on(tmp_path: Path) 
     with Command("sweep", "resume", "latest", runs=runs) as command:
         code, output = command.finish()
     assert code == 0, output
+    assert {trial.state for trial in list_sweeps(runs)[0].trials()} == {"finished"}
+
+
+@pytest.mark.cluster
+def test_a_trial_of_several_ranks_one_of_which_is_stopped_goes_on_by_itself(tmp_path: Path) -> None:
+    recipe_in(tmp_path, workers=2)
+    path, runs = sweep_in(tmp_path, [3e-3]), tmp_path / "runs"
+    with Command("sweep", path, runs=runs) as command:
+        command.wait_for(lambda: first_run(runs))
+        run = first_run(runs)
+        assert run is not None
+        placement: Any = run.info().raw["placement"]
+        os.kill(placement[0]["pids"][1], signal.SIGSTOP)
+        command.wait_for(lambda: hangs(run))
+        (tmp_path / "held").unlink()
+        code, output = command.finish()
+    assert code == 0, output
+    (hang,) = hangs(run)
+    assert hang.ranks == (1,)
+    assert "rank 1 is stopped by a signal (SIGSTOP)" in hang.text
+    assert run.info().attempts == 2
     assert {trial.state for trial in list_sweeps(runs)[0].trials()} == {"finished"}
