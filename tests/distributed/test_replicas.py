@@ -28,8 +28,9 @@ CASES: dict[str, Case] = {
         LLAMA_SIZES,
         {"stage": 3, "hpz_partition_size": 2, "persistence_threshold": 64},
         {},
-        {"second copies": EVEN_ODD},
+        {"weights": ALL, "second copies": EVEN_ODD},
     ),
+    "persisted": ("llama", LLAMA_SIZES, {"stage": 3, "persistence_threshold": 64}, {}, {"weights": ALL}),
     "expert": ("mixtral", MOE, {"stage": 2}, {"expert": 2}, {"weights": ALL, "experts": EVEN_ODD}),
     "expert, sequence": (
         "mixtral",
@@ -45,20 +46,19 @@ FLIPPED = 3
 
 
 def held(rank: Rank, job: Job) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, ...]]]:
-    """Kind → name → hash of what this rank holds before the first update; kind → the ranks that are named for a bit
-    that is flipped on one rank."""
+    """Kind → name → hash of what this rank holds before an update; kind → the ranks that are named for a bit that is
+    flipped on one rank."""
     hashes: dict[str, dict[str, int]] = {}
     named: dict[str, tuple[int, ...]] = {}
     plain = Replicas.add
 
     def add(self: Replicas) -> None:
-        """In the first step; second copies are there only until its update."""
+        """In the first step in which a rank holds a kind: second copies are there only until the first update, and
+        small weights stay whole under ZeRO-3 from the second step on."""
         plain(self)
-        if hashes:
-            return
         for kind in replicas.KINDS:
             tensors = {name: one for name, of, one in replicas._replicated(self._model) if of == kind}
-            if not tensors:
+            if not tensors or kind in hashes:
                 continue
             hashes[kind] = {name: int(self._hash([tensor])) for name, tensor in tensors.items()}
             victim = next(iter(tensors.values()))
