@@ -52,10 +52,12 @@ class HostImage:
     def _room(self, size_bytes: int, *, pinned: bool) -> Tensor:
         if self._bytes is None or self._bytes.numel() < size_bytes:
             self._drop()
-            room = mmap.mmap(-1, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-            # Half a million page faults less for each 2 GB.
+            # Shared memory takes twice as long to fault in, and huge pages longer still where they must be found first.
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            room = mmap.mmap(-1, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE, flags=private)
+            # A child would have each page copied that is written while it lives.
             with contextlib.suppress(OSError, AttributeError):
-                room.madvise(mmap.MADV_HUGEPAGE)
+                room.madvise(mmap.MADV_DONTFORK)
             self._bytes = torch.frombuffer(room, dtype=torch.uint8)
         if pinned and not self._pinned:
             self._pinned = _pin(self._bytes)
