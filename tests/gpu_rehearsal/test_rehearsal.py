@@ -52,6 +52,7 @@ EXCEPTIONS = {
         "named = [f\"--{name.replace('_', '-')}\" for name, value in given.items() if value is not None]",
     ): _PURE,
     ("cli/view/plan_search.py", 'one_each = [f"cluster.workers={hardware.gpus}", "cluster.gpus_per_worker=1"]'): _PURE,
+    ("engine/checkpoint/snapshot.py", "if on_gpu:"): _SNAPSHOT,
     ("engine/checkpoint/snapshot.py", "torch.cuda.synchronize()"): _SNAPSHOT,
     (
         "engine/checkpoint/snapshot.py",
