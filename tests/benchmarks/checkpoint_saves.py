@@ -109,8 +109,8 @@ def train(rank: Rank, job: Any, turns: int, scratch: Path) -> Measured:
                 contents = mmap.mmap(-1, -(-total // BLOCK_BYTES) * BLOCK_BYTES)
                 for _ in range(len(contents) // BLOCK_BYTES):
                     contents.write(os.urandom(1 << 20) * (BLOCK_BYTES >> 20))
-                for threads, seconds in found.disk.items():
-                    seconds.append(_disk_seconds(scratch / "disk", contents, threads) * total / len(contents))
+                for threads, taken in found.disk.items():
+                    taken.append(_disk_seconds(scratch / "disk", contents, threads) * total / len(contents))
             torch.distributed.barrier()
         state["begun"] = time.perf_counter()
 

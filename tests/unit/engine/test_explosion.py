@@ -156,7 +156,7 @@ def test_weights_that_are_no_numbers_are_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_in_one_memory_are_looked_at_together_and_named_alone(dtype: torch.dtype) -> None:
+def test_weights_in_one_memory_are_named_alone(dtype: torch.dtype) -> None:
     """What lies between weights, and belongs to none of them, may be anything."""
     flat = torch.zeros(30, dtype=dtype)
     parts = {"a": flat[:10].view(2, 5), "b": flat[10:16], "c": flat[20:30], "d": flat[20:30].view(2, 5).T}

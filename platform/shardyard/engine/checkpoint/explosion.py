@@ -7,7 +7,7 @@ the next step shows it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,30 +122,9 @@ def own_parts(model: nn.Module) -> dict[str, Tensor]:
 def not_finite(parts: Mapping[str, Tensor]) -> list[str]:
     """Names of those that have a value that is not finite."""
     # A single synchronisation for all, because each one waits for the device.
-    if not parts or bool(torch.stack([_extreme(part) for part in _joined(parts.values())]).isfinite().all()):
+    if not parts or bool(torch.stack([_extreme(part) for part in parts.values()]).isfinite().all()):
         return []
     return [name for name, part in parts.items() if not bool(part.isfinite().all())]
-
-
-def _joined(parts: Iterable[Any]) -> list[Any]:
-    """Tensors with the same values, those that lie one after the other as one: DeepSpeed keeps weights so."""
-    whole = [part for part in parts if part.is_contiguous()]
-    found = [part for part in parts if not part.is_contiguous()]
-    whole.sort(key=lambda part: (part.untyped_storage().data_ptr(), part.storage_offset()))
-    at = 0
-    while at < len(whole):
-        first, end = whole[at], whole[at].storage_offset()
-        same = (first.untyped_storage().data_ptr(), first.dtype)
-        begin = end
-        while at < len(whole) and (
-            whole[at].untyped_storage().data_ptr(),
-            whole[at].dtype,
-            whole[at].storage_offset(),
-        ) == (*same, end):
-            end += whole[at].numel()
-            at += 1
-        found.append(first.as_strided((end - begin,), (1,), begin))
-    return found
 
 
 def _extreme(part: Any) -> Tensor:
